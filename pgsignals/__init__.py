@@ -1,0 +1,13 @@
+"""PostgreSQL's own publish and subscribe, as a first-class part of Django.
+
+Importing this needs no app registry: models and migrations import it.
+"""
+
+from .event import PgEvent
+from .publishing import PublishError, apublish, publish
+from .receivers import on_pg_event
+from .triggers.declaration import Notify
+
+__version__ = "0.1.0"
+
+__all__ = ["Notify", "PgEvent", "PublishError", "apublish", "on_pg_event", "publish"]

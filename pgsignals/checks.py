@@ -1,0 +1,209 @@
+"""System checks: what can be told before anything runs. Each names the places, the value, and the remedy."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from django.apps import AppConfig, apps
+from django.conf import settings
+from django.core import checks
+from django.core.management import get_commands
+from django.db.models import Model
+from django.utils.translation import gettext as _
+
+from . import conf
+from .event import OPERATIONS
+from .receivers import Condition, Receiver, registry
+from .triggers.declaration import MAX_NAME, Notify, declarations, find_field, name_problem
+from .triggers.function import columns
+
+
+@checks.register(checks.Tags.models)
+def check_declarations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Declarations that Django would accept, and that would announce nothing, or break."""
+    return [
+        message
+        for model in apps.get_models(include_auto_created=True)
+        if app_configs is None or model._meta.app_config in app_configs
+        for declaration in declarations(model)
+        for message in _declaration_problems(model, declaration)
+    ]
+
+
+def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[checks.CheckMessage]:
+    named = {"name": declaration.name, "model": model._meta.label}
+    if model._meta.proxy:
+        yield checks.Error(
+            _("Notify %(name)r is declared on %(model)s, a proxy: it has no table, so nothing would be announced.")
+            % named,
+            hint=_("Declare it on %(model)s.") % {"model": _label(model._meta.concrete_model)},
+            obj=model,
+            id="pgsignals.E001",
+        )
+    elif not model._meta.managed:
+        yield checks.Error(
+            _("Notify %(name)r is declared on %(model)s, which is not managed: migrations would create no trigger.")
+            % named,
+            hint=_("Declare it on the model that manages the table, or let Django manage this one."),
+            obj=model,
+            id="pgsignals.E002",
+        )
+    if problem := name_problem(declaration.name):
+        yield checks.Error(
+            _("Notify %(name)r on %(model)s: the name does not do; %(problem)s.") % {**named, "problem": problem},
+            hint=_("Choose a name of at most %(limit)d bytes.") % {"limit": MAX_NAME},
+            obj=model,
+            id="pgsignals.E003",
+        )
+    for field in declaration.fields:
+        if find_field(model, field) is None:
+            yield checks.Error(
+                _("Notify %(name)r on %(model)s names the field %(field)r, which is no column of its table.")
+                % {**named, "field": field},
+                hint=_("The fields are: %(fields)s.") % {"fields": ", ".join(_field_names(model))},
+                obj=model,
+                id="pgsignals.E004",
+            )
+
+
+def _label(model: Any) -> str:
+    return str(model._meta.label) if model is not None else "?"
+
+
+def _field_names(model: type[Model]) -> list[str]:
+    return [field.name for field in columns(model)]
+
+
+@checks.register(checks.Tags.models)
+def check_receivers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Receivers that would never be called. Each message names the receiver's place and the model's."""
+    return [
+        message
+        for receiver in registry
+        for condition in receiver.conditions
+        if condition.channel is None
+        for message in _receiver_problems(receiver, condition)
+    ]
+
+
+def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[checks.CheckMessage]:
+    named = {"receiver": receiver.name, "place": receiver.place}
+    model = _find_model(condition)
+    if model is None:
+        yield checks.Error(
+            _("The receiver %(receiver)s (%(place)s) waits for the model %(model)r, which is not installed.")
+            % {**named, "model": str(condition.model)},
+            hint=_("Correct the label, or add its app to INSTALLED_APPS."),
+            obj=receiver.name,
+            id="pgsignals.E010",
+        )
+        return
+    named |= {"model": model._meta.label, "where": _place_of(model)}
+    announced = {operation for declaration in declarations(model) for operation in declaration.on}
+    if not announced:
+        yield checks.Error(
+            _("The receiver %(receiver)s (%(place)s) waits for %(model)s (%(where)s), which announces nothing.")
+            % named,
+            hint=_("Add Notify(name=...) to the Meta.constraints of %(model)s and migrate.") % named,
+            obj=receiver.name,
+            id="pgsignals.E011",
+        )
+        return
+    for field in sorted(condition.changed):
+        if find_field(model, field) is None:
+            yield checks.Error(
+                _("The receiver %(receiver)s (%(place)s) names the field %(field)r, which %(model)s (%(where)s) lacks.")
+                % {**named, "field": field},
+                hint=_("The fields are: %(fields)s.") % {"fields": ", ".join(_field_names(model))},
+                obj=receiver.name,
+                id="pgsignals.E012",
+            )
+    # Where no operation was named all are meant, and a declaration may well leave some out.
+    missing = [one for one in condition.operations if one not in announced]
+    if missing and condition.operations != OPERATIONS:
+        yield checks.Error(
+            _(
+                "The receiver %(receiver)s (%(place)s) waits for %(operation)s, which %(model)s (%(where)s) does not announce."
+            )
+            % {**named, "operation": ", ".join(missing)},
+            hint=_("Add it to on=... of the Notify of %(model)s, or take it from the receiver.") % named,
+            obj=receiver.name,
+            id="pgsignals.E013",
+        )
+
+
+def _find_model(condition: Condition) -> type[Model] | None:
+    try:
+        return apps.get_model(condition.label or "")
+    except (LookupError, ValueError):
+        return None
+
+
+def _place_of(model: type[Model]) -> str:
+    try:
+        return f"{inspect.getsourcefile(model)}:{inspect.getsourcelines(model)[1]}"
+    except (OSError, TypeError):
+        return model.__module__
+
+
+@checks.register(checks.Tags.compatibility)
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """settings.PGSIGNALS: unknown keys, wrong values, an alias that is not there."""
+    messages: list[checks.CheckMessage] = [
+        checks.Error(problem, hint=_("The README lists every key, its unit and its default."), id="pgsignals.E020")
+        for problem in conf.problems()
+    ]
+    if not messages and conf.get().DATABASE not in settings.DATABASES:
+        messages.append(
+            checks.Error(
+                _("settings.PGSIGNALS['DATABASE'] is %(alias)r, which is not in settings.DATABASES.")
+                % {"alias": conf.get().DATABASE},
+                hint=_("The aliases are: %(aliases)s.") % {"aliases": ", ".join(settings.DATABASES)},
+                id="pgsignals.E021",
+            )
+        )
+    return messages
+
+
+@checks.register(checks.Tags.compatibility)
+def check_listen_command(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """Of two apps with a `listen` command the first in INSTALLED_APPS has it, and nothing says so."""
+    owner = get_commands().get("listen", "pgsignals")
+    name = owner if isinstance(owner, str) else owner.__class__.__module__
+    if name == "pgsignals":
+        return []
+    return [
+        checks.Warning(
+            _('"manage.py listen" runs the command of %(app)s, which stands before pgsignals in INSTALLED_APPS.')
+            % {"app": name},
+            hint=_('Put pgsignals first, or use "manage.py pgsignals listen", which is always ours.'),
+            id="pgsignals.W030",
+        )
+    ]
+
+
+@checks.register(checks.Tags.compatibility)
+def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """The in-memory layer crosses no process: what `listen` puts into it reaches no browser."""
+    if conf.problems() or (alias := conf.get().CHANNEL_LAYER) is None:
+        return []
+    layers = getattr(settings, "CHANNEL_LAYERS", {})
+    if "InMemoryChannelLayer" not in str(layers.get(alias, {}).get("BACKEND", "")):
+        return []
+    return [
+        checks.Warning(
+            _(
+                "The channel layer %(alias)r is the in-memory one, which crosses no process: what 'manage.py listen' "
+                "puts into it reaches no browser."
+            )
+            % {"alias": alias},
+            hint=_(
+                "Run the relay inside the web process (application = pgsignals.asgi.with_relay(application)), or "
+                "use channels_redis. If the relay does run in the web process, silence this with "
+                "SILENCED_SYSTEM_CHECKS = ['pgsignals.W031']."
+            ),
+            id="pgsignals.W031",
+        )
+    ]

@@ -1,0 +1,94 @@
+"""The settings: one dict, `PGSIGNALS`. Nobody else reads it.
+
+Every key has its unit in its documentation and a default; a key that is not here is refused by a system check.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `PGSIGNALS` says, with the defaults of what it does not say."""
+
+    DATABASE: str = "default"
+    """Alias of the database to listen to, and to publish to where the router has no opinion."""
+
+    CHANNELS: tuple[str, ...] = ()
+    """Further channels to listen to, besides those that receivers name."""
+
+    CHANNEL_LAYER: str | None = "default"
+    """Alias of the Channels layer that gets the events; None forwards nothing."""
+
+    BUFFER: int = 64
+    """Megabytes of events that may wait for receivers before the oldest are dropped and a gap is announced."""
+
+    RECONNECT_MAX: float = 30.0
+    """Seconds: the longest wait between two attempts to reconnect."""
+
+    CONNECT_TIMEOUT: float = 10.0
+    """Seconds that connecting, with its LISTEN, may take."""
+
+    LOCK_TIMEOUT: float = 5.0
+    """Seconds that creating a trigger waits for its table's lock before the migration gives up."""
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "DATABASE": (str,),
+    "CHANNELS": (list, tuple),
+    "CHANNEL_LAYER": (str, type(None)),
+    "BUFFER": (int,),
+    "RECONNECT_MAX": (int, float),
+    "CONNECT_TIMEOUT": (int, float),
+    "LOCK_TIMEOUT": (int, float),
+}
+
+
+def get() -> Settings:
+    """The settings now in force. Raises ImproperlyConfigured for the first thing that is wrong with them."""
+    given = _given()
+    if problems := describe_problems(given):
+        raise ImproperlyConfigured(problems[0])
+    if "CHANNELS" in given:
+        given["CHANNELS"] = tuple(given["CHANNELS"])
+    return Settings(**given)
+
+
+def problems() -> list[str]:
+    """Everything that is wrong with settings.PGSIGNALS, one sentence each."""
+    try:
+        return describe_problems(_given())
+    except ImproperlyConfigured as error:
+        return [str(error)]
+
+
+def _given() -> dict[str, Any]:
+    given = getattr(django_settings, "PGSIGNALS", {})
+    if not isinstance(given, dict):
+        raise ImproperlyConfigured(f"settings.PGSIGNALS is {given!r}, and must be a dict.")
+    return dict(given)
+
+
+def describe_problems(given: dict[str, Any]) -> list[str]:
+    """One sentence for each unknown key and each value of a wrong kind, with the remedy."""
+    known = [field.name for field in fields(Settings)]
+    found = []
+    for key, value in given.items():
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0.5)
+            meant = f" Did you mean {near[0]!r}?" if near else f" The keys are {', '.join(known)}."
+            found.append(f"settings.PGSIGNALS has the unknown key {key!r}.{meant}")
+        elif not isinstance(value, _KINDS[key]) or (isinstance(value, bool)):
+            kinds = " or ".join(kind.__name__ for kind in _KINDS[key]).replace("NoneType", "None")
+            found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be of type {kinds}.")
+        elif isinstance(value, int | float) and value <= 0:
+            found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be greater than 0.")
+        elif key == "CHANNELS" and not all(isinstance(name, str) for name in value):
+            found.append(f"settings.PGSIGNALS['CHANNELS'] is {value!r}, and must hold channel names only.")
+    return found

@@ -1,0 +1,128 @@
+"""From a notification's payload to events: names are bound to this project's models, and to how their fields read.
+
+What a label means is worked out once and kept; decoding a row then makes one slotted object and no more.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist
+from django.db import connections
+
+from . import values, wire
+from .event import MESSAGE, Origin, PgEvent, Reader
+
+if TYPE_CHECKING:
+    from django.db.models import Model
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class UnknownLabel(wire.WireError):
+    """An event about a model that this project does not have: another project writes to the same database."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(f"it is about {label!r}, and this project has no such model")
+        self.label = label
+
+
+class Decoder:
+    """Decodes what comes from one database. Not shared between threads."""
+
+    def __init__(self, database: str) -> None:
+        self.database = database
+        self._models: dict[str, _ModelReaders] = {}
+
+    def decode(self, channel: str, payload: str | bytes) -> list[PgEvent]:
+        """The events of one notification.
+
+        Raises wire.WireError, with the reason, for what cannot be read; of these, UnknownLabel for another project's
+        model and wire.UnknownVersion for what a newer pgsignals wrote.
+        """
+        return self._rows(payload) if channel == wire.CHANNEL else [self._message(channel, payload)]
+
+    def _message(self, channel: str, payload: str | bytes) -> PgEvent:
+        return PgEvent(Origin(op=MESSAGE, channel=channel, database=self.database), read_message(payload))
+
+    def _rows(self, payload: str | bytes) -> list[PgEvent]:
+        parsed = wire.parse_rows(payload)
+        origin = self._origin(parsed)
+        return [PgEvent(origin, row) for row in parsed.rows]
+
+    def _origin(self, parsed: wire.RowsPayload) -> Origin:
+        known = self._known(parsed.label)
+        return Origin(
+            op=parsed.operation,
+            channel=wire.CHANNEL,
+            database=self.database,
+            label=parsed.label,
+            model=known.model,
+            schema=parsed.schema,
+            transaction=parsed.transaction,
+            at=_moment(parsed.microseconds),
+            changed=frozenset(parsed.changed),
+            incomplete=parsed.incomplete,
+            fields=parsed.fields,
+            readers=known,
+            read_pk=known.read_pk,
+        )
+
+    def _known(self, label: str) -> _ModelReaders:
+        known = self._models.get(label)
+        if known is None:
+            known = self._models[label] = _ModelReaders(_model(label), self.database)
+        return known
+
+
+class _ModelReaders(dict[str, Reader]):
+    """A model's readers by field name, each made when it is first asked for.
+
+    A field that the model does not have (the trigger is of another deploy) gets none: its value stays raw.
+    """
+
+    def __init__(self, model: type[Model], database: str) -> None:
+        super().__init__()
+        self.model = model
+        self._database = database
+        self.read_pk = values.key_reader(model, connections[database])
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if name not in self:
+            try:
+                field = self.model._meta.get_field(name)
+            except FieldDoesNotExist:
+                return default
+            self[name] = values.reader(field, connections[self._database])  # type: ignore[arg-type]
+        return self[name]
+
+
+def _model(label: str) -> type[Model]:
+    try:
+        return apps.get_model(label)
+    except (LookupError, ValueError):
+        raise UnknownLabel(label) from None
+
+
+def _moment(microseconds: int) -> datetime:
+    try:
+        return _EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        raise wire.WireError(f"its time is {microseconds} microseconds since 1970, which is no date") from None
+
+
+def read_message(payload: str | bytes) -> Any:
+    """What an application's message says: its JSON, or the text itself where it is none; None where it is empty.
+
+    Any PostgreSQL client may notify, and many send plain words; these are no fault. Raises wire.WireError for JSON
+    that is too deep, or has too long a number, to be read.
+    """
+    text = payload.decode(errors="replace") if isinstance(payload, bytes) else payload
+    if not text:
+        return None
+    try:
+        return wire.parse_json(text)
+    except wire.NotJSON:
+        return text

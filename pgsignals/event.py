@@ -1,0 +1,336 @@
+"""The value that a receiver gets.
+
+Everything here is made for a hot path: one notification carries many rows, so what those rows share is kept once, in an
+`Origin`, and a `PgEvent` is a slotted pair of that origin and the row as it came. Values become Python values when they
+are first read; an event that nobody looks into costs next to nothing.
+
+This module knows no JSON, no SQL and no connection. It is handed functions that read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import FrozenInstanceError, dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from django.db.models import Model
+
+INSERT = "insert"
+UPDATE = "update"
+DELETE = "delete"
+TRUNCATE = "truncate"
+MESSAGE = "message"
+OPERATIONS = (INSERT, UPDATE, DELETE, TRUNCATE)
+
+Reader = Callable[[Any], Any]
+
+
+def as_it_came(raw: Any) -> Any:
+    """The reader of a value whose field nobody knows."""
+    return raw
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """What all events of one notification have in common."""
+
+    op: str
+    channel: str
+    database: str
+    label: str | None = None
+    model: type[Model] | None = None
+    schema: str | None = None
+    transaction: int | None = None
+    at: datetime | None = None
+    changed: frozenset[str] = frozenset()
+    incomplete: bool = False
+    fields: tuple[str, ...] = ()
+    readers: Mapping[str, Reader] = field(default_factory=dict)
+    read_pk: Reader = as_it_came
+
+
+class Values(Mapping[str, Any]):
+    """Field names and their values, each converted when it is first read.
+
+    Equal to a dict of the same names and values. `raw` holds what came over the wire.
+    Reading a value that its field cannot convert raises ValueError, with the field and the raw value.
+    """
+
+    __slots__ = ("_origin", "_raw", "_read")
+
+    def __init__(self, origin: Origin, raw: list[Any]) -> None:
+        self._origin = origin
+        self._raw = raw
+        self._read: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._read:
+            self._read[name] = self._convert(name)
+        return self._read[name]
+
+    def _convert(self, name: str) -> Any:
+        try:
+            raw = self._raw[self._origin.fields.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+        try:
+            return self._origin.readers.get(name, as_it_came)(raw)
+        except Exception as error:
+            raise ValueError(
+                f"{self._origin.label}.{name}: the value {raw!r} cannot be read ({error}). "
+                "Its text is in .raw of this mapping."
+            ) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._origin.fields)
+
+    def __len__(self) -> int:
+        return len(self._origin.fields)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The values as they travelled: text, numbers, true and false, or lists of these."""
+        return dict(zip(self._origin.fields, self._raw, strict=True))
+
+
+# Where the rows of an operation keep the old and the new values. A row is [pk, values...]; see wire.
+_OLD = {UPDATE: 1, DELETE: 1}
+_NEW = {INSERT: 1, UPDATE: 2}
+
+
+class _Slots:
+    __slots__ = ("_converted", "_origin", "_row")
+
+    _origin: Origin
+    _row: Any
+    _converted: dict[str, Any] | None
+
+
+# The slots' own setters: the one way into a frozen event, and faster than object.__setattr__ by name.
+_set_origin = _Slots.__dict__["_origin"].__set__
+_set_row = _Slots.__dict__["_row"].__set__
+_set_converted = _Slots.__dict__["_converted"].__set__
+
+
+class PgEvent(_Slots):
+    """Something that happened in PostgreSQL: a row changed, a table was truncated, or a message was published.
+
+    Frozen: assigning to it raises FrozenInstanceError.
+    """
+
+    __slots__ = ()
+
+    def __init__(self, origin: Origin, row: Any) -> None:
+        _set_origin(self, origin)
+        _set_row(self, row)
+        _set_converted(self, None)
+
+    # What the event is about.
+
+    @property
+    def op(self) -> str:
+        """`insert`, `update`, `delete`, `truncate`, or `message` for what an application published."""
+        return self._origin.op
+
+    @property
+    def model(self) -> type[Model] | None:
+        """The model, or None for a message."""
+        return self._origin.model
+
+    @property
+    def label(self) -> str | None:
+        """The model's label in lower case, such as `flights.flight`; None for a message."""
+        return self._origin.label
+
+    @property
+    def channel(self) -> str:
+        """The channel on which it came."""
+        return self._origin.channel
+
+    @property
+    def pk(self) -> Any:
+        """The row's primary key, typed as the model types it (a tuple where it is composite).
+
+        None where the event is about the whole table: truncate, or a key that was itself too big to send.
+        """
+        return self._once("pk", self._read_pk)
+
+    def _read_pk(self) -> Any:
+        if self._origin.op == MESSAGE or not self._row:
+            return None
+        try:
+            return self._origin.read_pk(self._row[0])
+        except Exception as error:
+            raise ValueError(
+                f"{self.label}: the primary key {self._row[0]!r} cannot be read ({error}). Its text is in raw_pk."
+            ) from error
+
+    @property
+    def raw_pk(self) -> Any:
+        """The primary key as it travelled: a number or text, or a list of these where it is composite."""
+        return None if self._origin.op == MESSAGE or not self._row else self._row[0]
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The names of all fields that an update changed. Empty for other operations, and where `incomplete`."""
+        return self._origin.changed
+
+    @property
+    def old(self) -> Values | None:
+        """The declared fields before an update or a delete."""
+        return self._once("old", lambda: self._values(_OLD))
+
+    @property
+    def new(self) -> Values | None:
+        """The declared fields after an insert or an update."""
+        return self._once("new", lambda: self._values(_NEW))
+
+    def _values(self, places: dict[str, int]) -> Values | None:
+        place = places.get(self._origin.op)
+        if place is None or not self._origin.fields or len(self._row) <= place:
+            return None
+        return Values(self._origin, self._row[place])
+
+    @property
+    def payload(self) -> Any:
+        """What a message says: decoded JSON, or the text itself where it was not JSON. None for a row."""
+        return self._row if self._origin.op == MESSAGE else None
+
+    # When and where.
+
+    @property
+    def at(self) -> datetime | None:
+        """When the write happened, by the database's clock, aware. None for a message: NOTIFY carries no time."""
+        return self._origin.at
+
+    @property
+    def transaction(self) -> int | None:
+        """The id of the writing transaction (xid8). None for a message."""
+        return self._origin.transaction
+
+    @property
+    def database(self) -> str:
+        """The alias of the database from which it came."""
+        return self._origin.database
+
+    @property
+    def schema(self) -> str | None:
+        """The PostgreSQL schema of the table. None for a message."""
+        return self._origin.schema
+
+    # What could not be said.
+
+    @property
+    def truncated(self) -> bool:
+        """Whether values, or even the key, were left out because the row was too big for a notification."""
+        origin = self._origin
+        if origin.op in (MESSAGE, TRUNCATE) or origin.incomplete:
+            return False
+        return not self._row or (bool(origin.fields) and len(self._row) == 1)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the trigger was behind its table, so that it could not say which fields changed, or to what."""
+        return self._origin.incomplete
+
+    # What later versions fill: part of the interface from the start, so that receivers need no change.
+
+    @property
+    def id(self) -> int | None:
+        """The event's number in the log; None for a fast event, which is in no log."""
+        return None
+
+    @property
+    def key(self) -> Any:
+        """What events are ordered by: the primary key. None for a message."""
+        return self.pk
+
+    @property
+    def context(self) -> Mapping[str, Any]:
+        """Who wrote, and why. Empty where nobody said."""
+        return {}
+
+    # The row itself.
+
+    def instance(self) -> Model | None:
+        """Load the row as it is now, from the database that the event names; None when it is gone.
+
+        Raises LookupError for a message, which is about no row.
+        """
+        queryset = self._queryset()
+        return None if queryset is None else queryset.first()
+
+    async def ainstance(self) -> Model | None:
+        """`instance()` for asynchronous code."""
+        queryset = self._queryset()
+        return None if queryset is None else await queryset.afirst()
+
+    def _queryset(self) -> Any:
+        if self.model is None:
+            raise LookupError(f"A message on channel {self.channel!r} is about no row; its payload is in .payload.")
+        if self.pk is None:
+            return None
+        # The base manager: a default manager that hides rows must not make a living row look deleted.
+        return self.model._base_manager.using(self.database).filter(pk=self.pk)
+
+    # Behaviour of a frozen value.
+
+    def _once(self, name: str, read: Callable[[], Any]) -> Any:
+        converted = self._converted
+        if converted is None:
+            converted = {}
+            _set_converted(self, converted)
+        if name not in converted:
+            converted[name] = read()
+        return converted[name]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The event's public keys and values in a fixed order, the model as its label, empty ones left out."""
+        everything: dict[str, Any] = {
+            "op": self.op,
+            "model": self.label,
+            "pk": self.pk,
+            "changed": sorted(self.changed),
+            "old": None if self.old is None else dict(self.old),
+            "new": None if self.new is None else dict(self.new),
+            "channel": self.channel,
+            "at": self.at,
+            "transaction": self.transaction,
+            "database": self.database,
+            "schema": self.schema,
+            "truncated": self.truncated,
+            "incomplete": self.incomplete,
+        }
+        kept = {name: value for name, value in everything.items() if value not in (None, False, [])}
+        if self.op == MESSAGE:
+            # A message's payload may well be false, 0 or null; it is never left out.
+            kept["payload"] = self.payload
+        return kept
+
+    def __repr__(self) -> str:
+        if self.op == MESSAGE:
+            return f"<PgEvent message on {self.channel!r}: {self.payload!r}>"
+        about = "" if self.op == TRUNCATE else f" {self.raw_pk!r}"
+        which = f" {sorted(self.changed)}" if self.changed else ""
+        return f"<PgEvent {self.op} {self.label}{about}{which}>"
+
+    def _comparable(self) -> tuple[Any, ...]:
+        origin = self._origin
+        return (origin.op, origin.label, origin.channel, origin.transaction, origin.at, origin.changed, self._row)
+
+    def __eq__(self, other: object) -> bool:
+        return self._comparable() == other._comparable() if isinstance(other, PgEvent) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self._origin.op, self._origin.label, self._origin.channel, self._origin.transaction))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise FrozenInstanceError(f"cannot assign to {name!r}: an event is a record of what happened")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise FrozenInstanceError(f"cannot delete {name!r}: an event is a record of what happened")

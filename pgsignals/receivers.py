@@ -1,0 +1,290 @@
+"""`@on_pg_event`: which function is to be called for which events. This room calls nothing.
+
+A receiver is a function with one or more conditions; it is called once for an event that meets any of them. The
+registry compiles the conditions into a table by model and operation, and one by channel, so that an event which
+nobody waits for costs one look-up.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .event import MESSAGE, OPERATIONS, UPDATE, PgEvent
+from .publishing import PublishError, check_channel
+
+if TYPE_CHECKING:
+    from django.db.models import Model
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What one decorator said: rows of a model, or messages of a channel."""
+
+    model: type[Model] | str | None
+    """The model, or its label where it was named before it existed; None for a channel."""
+    channel: str | None
+    operations: tuple[str, ...]
+    changed: frozenset[str] = frozenset()
+    type: str | None = None
+    everywhere: bool = False
+
+    @property
+    def label(self) -> str | None:
+        """The label, in lower case, of the model whose table it is: a proxy stands for its concrete model."""
+        if self.model is None or isinstance(self.model, str):
+            return self.model and _concrete_label(self.model)
+        concrete: Any = self.model._meta.concrete_model or self.model
+        return str(concrete._meta.label_lower)
+
+    def admits(self, event: PgEvent) -> bool:
+        """Whether an event of the right model and operation, or channel, meets the rest of the condition."""
+        if self.type is not None:
+            return isinstance(event.payload, dict) and event.payload.get("type") == self.type
+        if not self.changed or event.op != UPDATE:
+            return True
+        # Nobody can tell what an incomplete event changed, so nobody may leave it out.
+        return event.incomplete or not self.changed.isdisjoint(event.changed)
+
+    def __str__(self) -> str:
+        words = [f"channel {self.channel!r}" if self.channel else f"{self.label} {', '.join(self.operations)}"]
+        if self.changed:
+            words.append(f"changed: {', '.join(sorted(self.changed))}")
+        if self.type is not None:
+            words.append(f"type: {self.type!r}")
+        return "; ".join(words)
+
+
+def _concrete_label(label: str) -> str:
+    from django.apps import apps
+
+    try:
+        model = apps.get_model(label)
+    except (LookupError, ValueError):  # a system check says so, with the place
+        return label.lower()
+    return str((model._meta.concrete_model or model)._meta.label_lower)
+
+
+@dataclass(eq=False, slots=True)
+class Receiver:
+    """A function, and the conditions under which it is called."""
+
+    function: Callable[..., Any]
+    conditions: list[Condition] = field(default_factory=list)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether it is a coroutine function."""
+        return inspect.iscoroutinefunction(inspect.unwrap(self.function))
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it runs in web processes too."""
+        return any(condition.everywhere for condition in self.conditions)
+
+    @property
+    def name(self) -> str:
+        """Its import path."""
+        named = getattr(self.function, "__qualname__", repr(self.function))
+        return f"{getattr(self.function, '__module__', '?')}.{named}"
+
+    @property
+    def place(self) -> str:
+        """File and line, as far as Python can tell."""
+        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        return f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown place"
+
+
+Matches = list[tuple[Receiver, tuple[Condition, ...]]]
+
+
+class Registry:
+    """All receivers of a process, held strongly."""
+
+    def __init__(self) -> None:
+        self._receivers: dict[tuple[str, str] | int, Receiver] = {}
+        self._rows: dict[tuple[str, str], Matches] | None = None
+        self._channels: dict[str, Matches] = {}
+
+    def add(self, function: Callable[..., Any], condition: Condition) -> None:
+        """Put a condition to a function's receiver. The same function with the same condition counts once.
+
+        Raises TypeError where two decorators of one function disagree about `everywhere`.
+        """
+        receiver = self._receivers.setdefault(_identity(function), Receiver(function))
+        # A module that is imported anew (a reload) brings the function as a new object.
+        receiver.function = function
+        if any(other.everywhere != condition.everywhere for other in receiver.conditions):
+            raise TypeError(f"{receiver.name}: everywhere= must be the same in all its @on_pg_event decorators.")
+        if condition not in receiver.conditions:
+            receiver.conditions.append(condition)
+        self._rows = None
+
+    def __iter__(self) -> Iterator[Receiver]:
+        return iter(list(self._receivers.values()))
+
+    def __len__(self) -> int:
+        return len(self._receivers)
+
+    def clear(self) -> None:
+        """Forget all receivers."""
+        self._receivers.clear()
+        self._rows = None
+
+    def channels(self) -> set[str]:
+        """The channels that receivers name."""
+        return {one.channel for receiver in self for one in receiver.conditions if one.channel is not None}
+
+    def matching(self, event: PgEvent) -> list[Receiver]:
+        """The receivers to be called for an event, in the order in which they were registered."""
+        if self._rows is None:
+            self._compile()
+        if event.op == MESSAGE:
+            found = self._channels.get(event.channel)
+        else:
+            found = (self._rows or {}).get((event.label or "", event.op))
+        if not found:
+            return []
+        return [receiver for receiver, conditions in found if any(one.admits(event) for one in conditions)]
+
+    def _compile(self) -> None:
+        """Lazy labels are resolved here: by the time an event comes, all models exist."""
+        rows: dict[tuple[str, str], Matches] = defaultdict(list)
+        channels: dict[str, Matches] = defaultdict(list)
+        for receiver in self:
+            by_place: dict[tuple[str, str] | str, list[Condition]] = defaultdict(list)
+            for condition in receiver.conditions:
+                for place in _places(condition):
+                    by_place[place].append(condition)
+            for place, conditions in by_place.items():
+                table: Any = channels if isinstance(place, str) else rows
+                table[place].append((receiver, tuple(conditions)))
+        self._channels, self._rows = dict(channels), dict(rows)
+
+
+def _identity(function: Callable[..., Any]) -> tuple[str, str] | int:
+    """By name for what a module defines, so that a reload replaces it; by object for what a function defines."""
+    name = getattr(function, "__qualname__", "<lambda>")
+    return id(function) if "<" in name else (function.__module__, name)
+
+
+def _places(condition: Condition) -> Iterable[tuple[str, str] | str]:
+    if condition.channel is not None:
+        return [condition.channel]
+    return [(condition.label or "", operation) for operation in condition.operations]
+
+
+registry = Registry()
+"""The receivers that @on_pg_event registers."""
+
+
+def on_pg_event(
+    source: type[Model] | str | None = None,
+    *ops: str,
+    model: type[Model] | str | None = None,
+    changed: str | Collection[str] | None = None,
+    type: str | None = None,  # noqa: A002 - the payload's key is called so
+    everywhere: bool = False,
+    once: bool = False,
+    batch: bool = False,
+    group: str | None = None,
+    atomic: bool = False,
+    start: str = "now",
+    key: str | None = None,
+    max_attempts: int | None = None,
+    timeout: float | None = None,
+) -> Callable[[Function], Function]:
+    """Call the decorated function, sync or async, with each PgEvent that fits.
+
+    source: a model class, or a channel's name. A model that is not there yet: `model="flights.Flight"`.
+    ops: of `insert`, `update`, `delete`, `truncate`; all of them where none is named.
+    changed: a field's name, or several: of updates, only those that changed one of them. Other operations are not
+        narrowed by it, and an event that is `incomplete` passes, because nobody can tell.
+    type: of a channel's messages, only those whose payload is an object with this `type`.
+    everywhere: run in web processes too (see pgsignals.asgi), for what each process must do for itself.
+
+    Decorators can be stacked: the function is called once for an event that meets any of them.
+
+    Raises ValueError or TypeError for what can never fit. The other arguments belong to later versions and raise
+    NotImplementedError. A model without a declaration and an unknown field are found by `manage.py check`.
+    """
+    _refuse_later(
+        once=once, batch=batch, group=group, atomic=atomic, key=key, max_attempts=max_attempts, timeout=timeout
+    )
+    if start != "now":
+        raise NotImplementedError(f"on_pg_event(start={start!r}) needs the log, which this version does not have yet.")
+    condition = _condition(source, ops, model, changed, type, everywhere)
+
+    def register(function: Function) -> Function:
+        if not callable(function):
+            raise TypeError(f"@on_pg_event decorates a function, and not {function!r}.")
+        registry.add(function, condition)
+        return function
+
+    return register
+
+
+def _condition(
+    source: type[Model] | str | None,
+    ops: tuple[str, ...],
+    model: type[Model] | str | None,
+    changed: str | Collection[str] | None,
+    kind: str | None,
+    everywhere: bool,
+) -> Condition:
+    if (source is None) == (model is None):
+        raise TypeError("on_pg_event needs one source: a model class or a channel's name first, or model='app.Model'.")
+    if isinstance(source, str):
+        return _channel_condition(source, ops, changed, kind, everywhere)
+    named = source if model is None else model
+    if kind is not None:
+        raise TypeError(f"on_pg_event(type={kind!r}): only messages of a channel have a type, rows do not.")
+    if isinstance(named, str) and named.count(".") != 1:
+        raise ValueError(f"on_pg_event(model={named!r}): a label is meant, such as 'flights.Flight'.")
+    if not isinstance(named, str) and not hasattr(named, "_meta"):
+        raise TypeError(f"on_pg_event({named!r}): the source is a model class or a channel's name.")
+    _check_operations(ops)
+    narrowed = frozenset([changed] if isinstance(changed, str) else changed or ())
+    if narrowed and ops and UPDATE not in ops:
+        raise ValueError(f"on_pg_event(changed={changed!r}): only updates change fields, and 'update' is not named.")
+    return Condition(named, None, _in_order(ops), narrowed, None, everywhere)
+
+
+def _channel_condition(
+    channel: str, ops: tuple[str, ...], changed: object, kind: str | None, everywhere: bool
+) -> Condition:
+    try:
+        check_channel(channel)
+    except PublishError as error:
+        raise ValueError(str(error)) from None
+    if ops or changed:
+        given = f"{ops[0]!r}" if ops else f"changed={changed!r}"
+        raise TypeError(
+            f"on_pg_event({channel!r}): {channel!r} is a channel's name, whose messages know no {given}. "
+            f"For a model by its label write model={channel!r}."
+        )
+    return Condition(None, channel, (MESSAGE,), frozenset(), kind, everywhere)
+
+
+def _check_operations(ops: tuple[str, ...]) -> None:
+    for one in ops:
+        if one not in OPERATIONS:
+            near = get_close_matches(str(one).lower(), OPERATIONS, n=1)
+            meant = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"on_pg_event: {one!r} is no operation; they are {', '.join(OPERATIONS)}.{meant}")
+
+
+def _in_order(ops: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(one for one in OPERATIONS if one in ops) if ops else OPERATIONS
+
+
+def _refuse_later(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value:
+            raise NotImplementedError(f"on_pg_event({name}={value!r}) is not in this version of pgsignals yet.")

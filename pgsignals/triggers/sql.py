@@ -1,0 +1,126 @@
+"""The DDL of a declaration, and all the DDL there is: one function, and a statement-level trigger per operation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from django.db.backends.ddl_references import Statement, Table
+
+from .. import conf, wire
+from ..event import DELETE, INSERT, TRUNCATE, UPDATE
+from . import function
+from .function import NEW_ROWS, OLD_ROWS, literal
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+    from django.db.models import Model
+
+    from .declaration import Notify
+
+PREFIX = "pgsignals_"
+_SUFFIXES = {INSERT: "_ins", UPDATE: "_upd", DELETE: "_del", TRUNCATE: "_tru"}
+# PostgreSQL gives each operation the tables that it has, and none for TRUNCATE.
+_TABLES = {
+    INSERT: f" REFERENCING NEW TABLE AS {NEW_ROWS}",
+    UPDATE: f" REFERENCING OLD TABLE AS {OLD_ROWS} NEW TABLE AS {NEW_ROWS}",
+    DELETE: f" REFERENCING OLD TABLE AS {OLD_ROWS}",
+    TRUNCATE: "",
+}
+
+
+def function_name(declaration: Notify) -> str:
+    """The name of a declaration's function in PostgreSQL."""
+    return f"{PREFIX}{declaration.name}"
+
+
+def trigger_name(declaration: Notify, operation: str) -> str:
+    """The name of a declaration's trigger for one operation."""
+    return f"{PREFIX}{declaration.name}{_SUFFIXES[operation]}"
+
+
+def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseSchemaEditor) -> Statement:
+    """One statement that makes, or renews, the function and its triggers.
+
+    It waits for the table's lock for PGSIGNALS["LOCK_TIMEOUT"] seconds and then says what to do.
+    """
+    quote = schema_editor.quote_name
+    # Django renames or drops a waiting Statement together with the table that it refers to.
+    return Statement(
+        _CREATE.replace(
+            "{triggers}", "\n".join(_trigger(declaration, operation, quote) for operation in declaration.on)
+        ),
+        table=Table(model._meta.db_table, quote),
+        function=";\n".join(renew(declaration, model, schema_editor.connection)),
+        timeout=literal(f"{int(conf.get().LOCK_TIMEOUT * 1000)}ms"),
+        message=literal(f"pgsignals: the table of {model._meta.label} is in use, so its trigger could not be made."),
+        hint=literal(
+            "A transaction holds the table (pg_stat_activity shows it), and nothing was changed. End it, or wait, and "
+            'migrate again; PGSIGNALS["LOCK_TIMEOUT"] says how many seconds to wait.'
+        ),
+    )
+
+
+_CREATE = """DO $pgsignals_ddl$
+DECLARE
+    waits_before text := current_setting('lock_timeout');
+BEGIN
+    PERFORM set_config('lock_timeout', %(timeout)s, true);
+%(function)s;
+{triggers}
+    PERFORM set_config('lock_timeout', waits_before, true);
+EXCEPTION WHEN lock_not_available THEN
+    RAISE EXCEPTION USING ERRCODE = 'lock_not_available', MESSAGE = %(message)s, HINT = %(hint)s;
+END $pgsignals_ddl$"""
+
+
+def _trigger(declaration: Notify, operation: str, quote: Callable[[str], str]) -> str:
+    return (
+        f"CREATE OR REPLACE TRIGGER {quote(trigger_name(declaration, operation))} AFTER {operation.upper()} "
+        f"ON %(table)s{_TABLES[operation]} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {quote(function_name(declaration))}();"
+    )
+
+
+def drop(declaration: Notify, schema_editor: BaseDatabaseSchemaEditor) -> str:
+    """One statement that drops the function, and with it the triggers."""
+    return f"DROP FUNCTION IF EXISTS {schema_editor.quote_name(function_name(declaration))}() CASCADE"
+
+
+def renew(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> tuple[str, str]:
+    """Two statements that replace the function and its comment; neither takes a lock on the table.
+
+    The comment is where an installed function says which declaration it serves, and by which version of its text.
+    """
+    name = f"{connection.ops.quote_name(function_name(declaration))}()"
+    said = {
+        "pgsignals": wire.VERSION,
+        "model": model._meta.label_lower,
+        "fingerprint": fingerprint(declaration, model, connection),
+        **declaration.deconstruct()[2],
+    }
+    return (
+        f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger LANGUAGE plpgsql "
+        f"{_definition(declaration, model, connection)}",
+        f"COMMENT ON FUNCTION {name} IS {literal(json.dumps(said))}",
+    )
+
+
+def fingerprint(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
+    """Sixteen digits that tell whether an installed function is what its declaration would make today."""
+    return hashlib.sha256(_definition(declaration, model, connection).encode()).hexdigest()[:16]
+
+
+def _definition(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
+    settings = function.settings(declaration, model, connection)
+    return f"{settings} AS {_dollars(function.body(declaration, model, connection))}"
+
+
+def _dollars(text: str) -> str:
+    tag = "$pgsignals$"
+    while tag in text:  # a column may have any name
+        tag = f"{tag[:-1]}_$"
+    return f"{tag}{text}{tag}"

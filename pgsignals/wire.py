@@ -1,0 +1,159 @@
+"""The payload of a notification about rows: its format, its version, its limit.
+
+One payload says what a statement did to rows of one table::
+
+    {"v": 1,                      the format's version
+     "d": "flight_events",        the declaration whose trigger wrote it
+     "s": "public",               the table's schema
+     "x": 7731,                   the writing transaction (xid8)
+     "t": 1763914000123456,       the database's clock, microseconds since 1970
+     "m": "flights.flight",       the model's label
+     "o": "u",                    i, u, d or t
+     "f": ["status"],             the fields whose values travel, where any do
+     "c": ["status", "gate"],     the fields that an update changed; null where they cannot be told
+     "i": 1,                      only where the trigger was behind its table
+     "n": 3,                      the payload's number in its transaction: PostgreSQL folds equal payloads into one
+     "r": [[17, ["late"], ["gone"]], ...]}
+
+A row of an insert is `[pk, [new...]]`, of a delete `[pk, [old...]]`, of an update `[pk, [old...], [new...]]`. A row
+whose values were too big, or a declaration without fields, leaves `[pk]`; a key that was itself too big leaves `[]`.
+A composite key is a list.
+
+Whoever can connect to the database can send anything on our channel (LISTEN and NOTIFY know no privileges), so
+what comes in is checked for its shape, and refused with `WireError` where it has none.
+
+This module knows no connection and no table.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from .event import DELETE, INSERT, TRUNCATE, UPDATE
+
+CHANNEL = "pgsignals"
+"""The one channel on which all row events travel."""
+
+VERSION = 1
+
+MAX_PAYLOAD = 7999
+"""Bytes. PostgreSQL refuses a payload of 8,000 (NOTIFY_PAYLOAD_MAX_LENGTH, async.c)."""
+
+MAX_CHANNEL = 63
+"""Bytes of a channel's name (NAMEDATALEN - 1)."""
+
+OPERATION_CODES = {INSERT: "i", UPDATE: "u", DELETE: "d", TRUNCATE: "t"}
+_OPERATIONS = {code: operation for operation, code in OPERATION_CODES.items()}
+_ROW_LENGTHS = {INSERT: 2, DELETE: 2, UPDATE: 3}
+
+
+class WireError(ValueError):
+    """A payload that is none of ours: not JSON, not of the format, or nested too deeply to be read."""
+
+
+class NotJSON(WireError):
+    """Text that is no JSON at all."""
+
+
+class UnknownVersion(WireError):
+    """A payload of a format that this version of pgsignals does not know: a newer deploy writes already."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsPayload:
+    """A checked payload: a header, and rows that are still raw."""
+
+    operation: str
+    label: str
+    declaration: str
+    schema: str
+    transaction: int
+    microseconds: int
+    fields: tuple[str, ...]
+    changed: tuple[str, ...]
+    incomplete: bool
+    rows: list[list[Any]]
+
+
+def parse_rows(payload: str | bytes) -> RowsPayload:
+    """Read a payload that came on CHANNEL. Raises WireError, or UnknownVersion, with what is wrong."""
+    document = parse_json(payload)
+    if not isinstance(document, dict):
+        raise WireError("it is not a JSON object")
+    version = document.get("v")
+    if version != VERSION or isinstance(version, bool):
+        raise _version_error(version)
+    operation = _OPERATIONS.get(document["o"]) if isinstance(document.get("o"), str) else None
+    if operation is None:
+        raise WireError(f"its operation is {_short(document.get('o'))}, and not one of i, u, d, t")
+    fields = _names(document.get("f", []), "f")
+    changed = document.get("c", [])
+    return RowsPayload(
+        operation=operation,
+        label=_typed(document, "m", str),
+        declaration=_typed(document, "d", str),
+        schema=_typed(document, "s", str),
+        transaction=_typed(document, "x", int),
+        microseconds=_typed(document, "t", int),
+        fields=fields,
+        changed=() if changed is None else _names(changed, "c"),
+        incomplete=bool(document.get("i")) or changed is None,
+        rows=_rows(document.get("r", []), operation, len(fields)),
+    )
+
+
+def parse_json(payload: str | bytes) -> Any:
+    """`json.loads` for what strangers sent: every way to fail is a WireError."""
+    try:
+        return json.loads(payload)
+    except RecursionError:
+        raise WireError("its JSON is nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise NotJSON(f"it is not JSON ({error})") from None
+    except ValueError as error:  # a number of more digits than Python turns into an int
+        raise WireError(f"its JSON cannot be read ({error})") from None
+
+
+def _version_error(version: object) -> WireError:
+    if isinstance(version, int) and version > VERSION:
+        return UnknownVersion(
+            f"its format is version {version}, and this pgsignals reads version {VERSION}: "
+            "a newer pgsignals wrote the trigger; deploy the same version here"
+        )
+    return WireError(f"its format version is {_short(version)}, and not {VERSION}")
+
+
+def _typed(document: dict[str, Any], key: str, kind: type) -> Any:
+    value = document.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise WireError(f"its {key!r} is {_short(value)}, and not {kind.__name__}")
+    return value
+
+
+def _names(value: object, key: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise WireError(f"its {key!r} is {_short(value)}, and not a list of names")
+    return tuple(value)
+
+
+def _rows(rows: object, operation: str, width: int) -> list[list[Any]]:
+    if not isinstance(rows, list):
+        raise WireError(f"its rows are {_short(rows)}, and not a list")
+    # A truncate is one event about the table.
+    if operation == TRUNCATE:
+        return [[]]
+    full = _ROW_LENGTHS[operation]
+    for row in rows:
+        if not isinstance(row, list) or len(row) not in (0, 1, full):
+            raise WireError(f"one of its rows is {_short(row)}")
+        for values in row[1:]:
+            if not isinstance(values, list) or len(values) != width:
+                raise WireError(f"one of its rows has {_short(values)} for {width} fields")
+    return rows
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

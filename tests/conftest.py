@@ -1,0 +1,92 @@
+"""What all tests share: a listener that sees what PostgreSQL really sends, and a loud list of what did not run."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from django.db import connection
+
+from pgsignals import PgEvent, wire
+from pgsignals.decode import Decoder
+
+
+def connect(**options: object) -> psycopg.Connection:
+    """A connection of the test's own to the test's database, in autocommit."""
+    place = connection.settings_dict
+    return psycopg.connect(
+        dbname=place["NAME"],
+        host=place["HOST"],
+        port=place["PORT"] or None,
+        user=place["USER"],
+        password=place["PASSWORD"] or None,
+        autocommit=True,
+        **options,
+    )
+
+
+class Listener:
+    """Listens as any PostgreSQL client does, and hands over what has arrived up to now."""
+
+    def __init__(self, *channels: str) -> None:
+        self.connection = connect()
+        self.decoder = Decoder("default")
+        for channel in (*channels, "sentinel"):
+            self.connection.execute(psycopg.sql.SQL("LISTEN {}").format(psycopg.sql.Identifier(channel)))
+
+    def notifications(self) -> list[psycopg.Notify]:
+        """All that was committed before this call: PostgreSQL delivers in the order of commits, so a mark ends it."""
+        mark = uuid.uuid4().hex
+        with connect() as other:
+            other.execute("SELECT pg_notify('sentinel', %s)", [mark])
+        found: list[psycopg.Notify] = []
+        while True:
+            batch = list(self.connection.notifies(timeout=20, stop_after=1))
+            assert batch, "the mark did not arrive within 20 s"
+            for notification in batch:
+                if notification.channel != "sentinel":
+                    found.append(notification)
+            if any(notification.payload == mark for notification in batch):
+                return found
+
+    def events(self) -> list[PgEvent]:
+        return [
+            event
+            for notification in self.notifications()
+            for event in self.decoder.decode(notification.channel, notification.payload)
+        ]
+
+    def event(self) -> PgEvent:
+        (only,) = self.events()
+        return only
+
+
+@pytest.fixture
+def listener(transactional_db: None) -> Iterator[Listener]:
+    """A listener to row events. What the fixtures before it wrote is not in it."""
+    listening = Listener(wire.CHANNEL)
+    yield listening
+    listening.connection.close()
+
+
+@pytest.fixture
+def child_environment(transactional_db: None) -> dict[str, str]:
+    """The environment of a command that a test runs in a process of its own, on the test's database."""
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "PGSIGNALS_TEST_DATABASE": str(connection.settings_dict["NAME"]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A test that cannot run here must not look as if it had."""
+    missing = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr}
+    if missing:
+        terminalreporter.section("NOT RUN", sep="!", red=True, bold=True)
+        for reason in sorted(missing):
+            terminalreporter.line(reason, red=True)

@@ -1,0 +1,117 @@
+"""What strangers send on our channel is data: checked, refused with a reason, never fatal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from pgsignals import wire
+from pgsignals.decode import Decoder, UnknownLabel
+
+GOOD: dict[str, Any] = {
+    "v": 1,
+    "d": "order_events",
+    "s": "public",
+    "x": 5,
+    "t": 1_000_000,
+    "m": "shop.order",
+    "o": "u",
+    "f": ["status"],
+    "c": ["status"],
+    "n": 1,
+    "r": [[1, ["a"], ["b"]]],
+}
+
+
+def test_a_good_payload_is_read() -> None:
+    (event,) = Decoder("default").decode(wire.CHANNEL, json.dumps(GOOD))
+    assert (event.op, event.label, event.pk, event.changed) == ("update", "shop.order", 1, {"status"})
+    assert (event.old, event.new) == ({"status": "a"}, {"status": "b"})
+    assert event.at is not None
+    assert event.at.isoformat() == "1970-01-01T00:00:01+00:00"
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        ("", "not JSON"),
+        ("hello", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        ("[" * 7999, "too deeply|not JSON"),
+        ("9" * 7000, "cannot be read"),
+        ("[]", "not a JSON object"),
+        ("{}", "version is None"),
+        ({"v": True}, "version is True"),
+        ({"v": "1"}, "version is '1'"),
+        ({"v": 0}, "version is 0"),
+        ({"o": "x"}, "operation is 'x'"),
+        ({"o": ["i"]}, r"operation is \['i'\]"),
+        ({"m": 7}, "'m' is 7"),
+        ({"s": None}, "'s' is None"),
+        ({"x": "5"}, "'x' is '5'"),
+        ({"t": True}, "'t' is True"),
+        ({"t": 10**30}, "no date"),
+        ({"t": -(10**18)}, "no date"),
+        ({"f": "status"}, "'f' is 'status'"),
+        ({"c": [1]}, r"'c' is \[1\]"),
+        ({"r": 5}, "rows are 5"),
+        ({"r": [5]}, "one of its rows is 5"),
+        ({"r": [[1, ["a"]]]}, "one of its rows is"),
+        ({"r": [[1, ["a"], ["b", "c"]]]}, "for 1 fields"),
+        ({"r": [[1, "a", "b"]]}, "'a' for 1 fields"),
+    ],
+)
+def test_a_payload_without_our_form_is_refused_with_the_reason(payload: Any, reason: str) -> None:
+    text = json.dumps({**GOOD, **payload}) if isinstance(payload, dict) else payload
+    with pytest.raises(wire.WireError, match=reason):
+        Decoder("default").decode(wire.CHANNEL, text)
+
+
+def test_a_newer_version_is_told_apart_from_rubbish() -> None:
+    """It is no stranger's mistake but a newer deploy, whose events this process cannot read."""
+    with pytest.raises(wire.UnknownVersion, match="version 2.*reads version 1.*deploy the same version"):
+        Decoder("default").decode(wire.CHANNEL, json.dumps({**GOOD, "v": 2, "r": "anything"}))
+
+
+@pytest.mark.parametrize("label", ["elsewhere.thing", "shop.nothing", "nodot", "a.b.c", ""])
+def test_another_projects_model_is_told_apart(label: str) -> None:
+    with pytest.raises(UnknownLabel, match="no such model"):
+        Decoder("default").decode(wire.CHANNEL, json.dumps({**GOOD, "m": label}))
+
+
+def test_a_forged_key_fails_only_when_it_is_read() -> None:
+    """The event exists, and says what is wrong with it to whoever asks."""
+    (event,) = Decoder("default").decode(wire.CHANNEL, json.dumps({**GOOD, "r": [["one", ["a"], ["b"]]]}))
+    with pytest.raises(ValueError, match=r"shop.order: the primary key 'one' cannot be read"):
+        _ = event.pk
+    assert event.raw_pk == "one"
+    assert "one" in repr(event)
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        ('{"type": "user.created"}', {"type": "user.created"}),
+        ('"text"', "text"),
+        ("0", 0),
+        ("plain words", "plain words"),
+        ("", None),
+        ("null", None),
+    ],
+)
+def test_a_message_is_its_json_or_else_its_text(payload: str, message: Any) -> None:
+    """Any client may notify with plain words; they are no fault."""
+    (event,) = Decoder("default").decode("app_events", payload)
+    assert (event.op, event.channel, event.payload) == ("message", "app_events", message)
+    assert (event.model, event.label, event.pk, event.old, event.new) == (None, None, None, None, None)
+
+
+@pytest.mark.parametrize("payload", ["[" * 7999 + "]" * 0, "[" * 4000 + "]" * 3999, "9" * 7000])
+def test_a_message_too_deep_or_too_long_to_read_is_refused_or_text(payload: str) -> None:
+    """Whatever Python's JSON reader makes of it, nothing else than WireError comes out."""
+    try:
+        Decoder("default").decode("app_events", payload)
+    except wire.WireError as error:
+        assert "JSON" in str(error)
