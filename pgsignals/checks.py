@@ -125,7 +125,8 @@ def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[che
     if missing and condition.operations != OPERATIONS:
         yield checks.Error(
             _(
-                "The receiver %(receiver)s (%(place)s) waits for %(operation)s, which %(model)s (%(where)s) does not announce."
+                "The receiver %(receiver)s (%(place)s) waits for %(operation)s, "
+                "which %(model)s (%(where)s) does not announce."
             )
             % {**named, "operation": ", ".join(missing)},
             hint=_("Add it to on=... of the Notify of %(model)s, or take it from the receiver.") % named,

@@ -53,8 +53,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def get() -> Settings:
     """The settings now in force. Raises ImproperlyConfigured for the first thing that is wrong with them."""
     given = _given()
-    if problems := describe_problems(given):
-        raise ImproperlyConfigured(problems[0])
+    if wrong := describe_problems(given):
+        raise ImproperlyConfigured(wrong[0])
     if "CHANNELS" in given:
         given["CHANNELS"] = tuple(given["CHANNELS"])
     return Settings(**given)
@@ -89,6 +89,6 @@ def describe_problems(given: dict[str, Any]) -> list[str]:
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be of type {kinds}.")
         elif isinstance(value, int | float) and value <= 0:
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be greater than 0.")
-        elif key == "CHANNELS" and not all(isinstance(name, str) for name in value):
+        elif isinstance(value, list | tuple) and not all(isinstance(name, str) for name in value):
             found.append(f"settings.PGSIGNALS['CHANNELS'] is {value!r}, and must hold channel names only.")
     return found

@@ -183,12 +183,14 @@ class PgEvent(_Slots):
     @property
     def old(self) -> Values | None:
         """The declared fields before an update or a delete."""
-        return self._once("old", lambda: self._values(_OLD))
+        old: Values | None = self._once("old", lambda: self._values(_OLD))
+        return old
 
     @property
     def new(self) -> Values | None:
         """The declared fields after an insert or an update."""
-        return self._once("new", lambda: self._values(_NEW))
+        new: Values | None = self._once("new", lambda: self._values(_NEW))
+        return new
 
     def _values(self, places: dict[str, int]) -> Values | None:
         place = places.get(self._origin.op)

@@ -77,11 +77,8 @@ class Receiver:
 
     function: Callable[..., Any]
     conditions: list[Condition] = field(default_factory=list)
-
-    @property
-    def is_async(self) -> bool:
-        """Whether it is a coroutine function."""
-        return inspect.iscoroutinefunction(inspect.unwrap(self.function))
+    is_async: bool = False
+    """Whether it is a coroutine function."""
 
     @property
     def everywhere(self) -> bool:
@@ -120,6 +117,7 @@ class Registry:
         receiver = self._receivers.setdefault(_identity(function), Receiver(function))
         # A module that is imported anew (a reload) brings the function as a new object.
         receiver.function = function
+        receiver.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
         if any(other.everywhere != condition.everywhere for other in receiver.conditions):
             raise TypeError(f"{receiver.name}: everywhere= must be the same in all its @on_pg_event decorators.")
         if condition not in receiver.conditions:

@@ -13,7 +13,7 @@ from django.dispatch import Signal
 
 
 class EventSignal(Signal):
-    """A signal whose sender may be a channel's name.
+    """A signal whose sender may be a name: a channel's, or a database's alias.
 
     Django tells senders apart by identity, and two equal strings need not be one object. So each name is kept once.
     """
@@ -33,7 +33,7 @@ class EventSignal(Signal):
         weak: bool = True,
         dispatch_uid: Any = None,
     ) -> None:
-        """As Signal.connect; `sender` is a model class or a channel's name."""
+        """As Signal.connect; `sender` is a model class or a name."""
         super().connect(receiver, sender=self.sender(sender), weak=weak, dispatch_uid=dispatch_uid)
 
     def disconnect(
@@ -49,12 +49,12 @@ class EventSignal(Signal):
 pg_event = EventSignal()
 """Every event. sender: the model, or the channel's name; event: the PgEvent."""
 
-relay_connected = Signal()
-"""The relay listens (again). sender: the Relay; database: alias; channels: tuple of names."""
+relay_connected = EventSignal()
+"""The relay listens (again). sender, database: the database's alias."""
 
-relay_gap = Signal()
-"""Fast events may have been lost. sender: the Relay; database: alias; since, until: aware datetimes by this machine's
-clock; cause: str."""
+relay_gap = EventSignal()
+"""Fast events may have been lost. sender, database: the database's alias; since, until: aware datetimes by this
+machine's clock; cause: str. Not sent for a start, before which nobody could have heard anything."""
 
 receiver_failed = Signal()
 """A receiver raised. sender: the receiver's function; receiver: the same; event: the PgEvent; exception."""

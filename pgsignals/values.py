@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
+from django.db.models import ForeignKey
+
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.models import Field, Model
@@ -216,7 +218,7 @@ def field_kind(field: Field[Any, Any], connection: BaseDatabaseWrapper, localize
 def reader(field: Field[Any, Any], connection: BaseDatabaseWrapper) -> Reader:
     """The function that makes of a raw value what a query would give for the field."""
     kind = field_kind(field, connection, _localizer(connection))
-    while field.remote_field is not None and getattr(field, "target_field", None) is not None:
+    while isinstance(field, ForeignKey):
         # A query reads a foreign key with the converters of the column that it refers to.
         field = field.target_field
     converters = field.get_db_converters(connection)

@@ -97,18 +97,26 @@ class Notify(BaseConstraint):
 
     # What Django's schema editor asks of a constraint. On another vendor's database nothing happens.
 
-    def constraint_sql(self, model: type[Model], schema_editor: BaseDatabaseSchemaEditor) -> None:
+    # Django's stubs know neither a Statement here nor that both arguments are always given.
+
+    def constraint_sql(  # type: ignore[override]
+        self, model: type[Model], schema_editor: BaseDatabaseSchemaEditor
+    ) -> None:
         """Nothing goes into CREATE TABLE; the trigger follows when the table is there."""
         if statement := self.create_sql(model, schema_editor):
             schema_editor.deferred_sql.append(statement)
 
-    def create_sql(self, model: type[Model], schema_editor: BaseDatabaseSchemaEditor) -> Any:
+    def create_sql(  # type: ignore[override]
+        self, model: type[Model], schema_editor: BaseDatabaseSchemaEditor
+    ) -> Any:
         """One statement that makes the function and its triggers."""
         if schema_editor.connection.vendor != "postgresql":
             return None
         return sql.create(self, model, schema_editor)
 
-    def remove_sql(self, model: type[Model], schema_editor: BaseDatabaseSchemaEditor) -> Any:
+    def remove_sql(  # type: ignore[override]
+        self, model: type[Model], schema_editor: BaseDatabaseSchemaEditor
+    ) -> Any:
         """One statement that drops the function, and with it the triggers."""
         if schema_editor.connection.vendor != "postgresql":
             return None

@@ -47,7 +47,7 @@ _MASK_BITS = 62
 """Fields whose being changed fits into one bigint."""
 
 _HUGE = 8000
-"""Bytes. A stored value of this size cannot fit, and writing a gigabyte as JSON could exhaust memory, so nobody tries."""
+"""Bytes. A stored value of this size cannot fit, and writing a gigabyte as JSON could exhaust memory."""
 
 # What an update did to a row, where it did not merely change fields.
 _KEY_LEFT, _KEY_CAME = -2, -1
@@ -65,7 +65,7 @@ def columns(model: type[Model]) -> list[Field[Any, Any]]:
 
 def settings(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
     """The settings that hold while the function runs, whatever the writer's session says."""
-    kinds = [field_kind(model._meta.get_field(name), connection) for name in declaration.fields]
+    kinds = [field_kind(field, connection) for field in _named(model, declaration.fields)]
     # Nothing in the writer's search_path can then stand in for a function or an operator of PostgreSQL's own.
     pinned = dict.fromkeys(["search_path = pg_catalog, pg_temp", *(kind.pinned for kind in kinds if kind.pinned)])
     return " ".join(f"SET {one}" for one in pinned)
@@ -163,7 +163,7 @@ class _Queries:
         self.model = model
         self.connection = connection
         self.keys = key_fields(model)
-        self.fields = [model._meta.get_field(name) for name in names]
+        self.fields = _named(model, names)
         # The trigger that is behind its table names no column but the key's, so it cannot tell what changed.
         self.compared = [] if behind else columns(model)
         self.common = f',"f":[{_names(self.fields)}]' if self.fields else ""
@@ -295,7 +295,8 @@ def _pieces(opening: str, masks: list[str] | tuple[str, ...], rows: str) -> str:
     partition = f"PARTITION BY {', '.join(masks)} " if masks else ""
     whole = (
         f"SELECT {groups}CASE WHEN octet_length(key) + octet_length(rest) + 2 <= room THEN '[' || key || rest || ']' "
-        f"WHEN octet_length(key) + 2 <= room THEN '[' || key || ']' ELSE '[]' END AS entry FROM ({rows}) AS parts OFFSET 0"
+        f"WHEN octet_length(key) + 2 <= room THEN '[' || key || ']' ELSE '[]' END AS entry "
+        f"FROM ({rows}) AS parts OFFSET 0"
     )
     numbered = (
         f"SELECT {groups}entry, CASE WHEN octet_length(entry) > {_SMALL} THEN -row_number() OVER earlier "
@@ -307,6 +308,11 @@ def _pieces(opening: str, masks: list[str] | tuple[str, ...], rows: str) -> str:
         f"SELECT {opening}, string_agg(entry, ',') FROM ({numbered}) AS numbered "
         f"GROUP BY {groups}piece ORDER BY {groups}piece"
     )
+
+
+def _named(model: type[Model], names: Iterable[str]) -> list[Field[Any, Any]]:
+    # A name that is no column of the table is the system check's to refuse; here it has no value.
+    return [field for name in names for field in columns(model) if field.name == name]
 
 
 def _list(parts: list[str]) -> str:

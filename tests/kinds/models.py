@@ -12,14 +12,14 @@ from django.db.models.functions import Upper
 from pgsignals import Notify
 
 
-class Celsius(models.DecimalField):
+class Celsius(models.DecimalField):  # type: ignore[type-arg]
     """A field of a project's own, with from_db_value: what a query gives is text with a unit."""
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
         return None if value is None else f"{value} °C"
 
 
-class Mood(models.TextField):
+class Mood(models.TextField):  # type: ignore[type-arg]
     """A type that PostgreSQL has only because this project made it."""
 
     def db_type(self, connection: Any) -> str:
@@ -123,7 +123,7 @@ class DateTimeKey(models.Model):
         constraints = [Notify(name="datetime_key_events")]
 
 
-class Number(models.Field):
+class Number(models.Field):  # type: ignore[type-arg]
     """numeric without bounds, so that NaN and infinity fit."""
 
     def db_type(self, connection: Any) -> str:

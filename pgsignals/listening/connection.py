@@ -1,0 +1,140 @@
+"""One connection that listens, and the only user of psycopg's notifications.
+
+Notifications are taken straight from libpq's queue when the socket has something to read: psycopg's own `notifies()`
+generator reads half as many a second, and loses the rest of a batch where it is left early. The socket is always
+drained, whatever the receivers do, because a listener that does not read fills the server's queue for everybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from typing import Any
+
+import psycopg
+from django.db.backends.base.base import BaseDatabaseWrapper
+from psycopg import pq, sql
+
+Take = Callable[[str, str, int], None]
+"""What is called for each notification: channel, payload, the sender's process id in the server."""
+
+_SLICE = 1000
+"""Notifications that are taken before the event loop may do something else."""
+
+# Without these a connection whose other end vanished is noticed after two hours.
+_KEEPALIVE = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
+
+
+def parameters(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
+    """What psycopg needs to connect to where Django's alias points, without what is the ORM's own.
+
+    Raises ImproperlyConfigured, as Django does, where the alias does not say where to connect.
+    """
+    given: dict[str, Any] = dict(wrapper.get_connection_params())
+    for ours in ("cursor_factory", "context", "prepare_threshold"):
+        given.pop(ours, None)
+    name = given.get("application_name")
+    # A user's own name stays readable behind ours.
+    given["application_name"] = f"pgsignals listen {name}" if name else "pgsignals listen"
+    return {**_KEEPALIVE, **given}
+
+
+class ListeningConnection:
+    """Listens to channels until it is closed or lost."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], take: Take) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._take = take
+        self._loop = asyncio.get_running_loop()
+        self._socket = connection.fileno()
+        self._last_notice = ""
+        self._closed = False
+        self.lost: asyncio.Future[str] = self._loop.create_future()
+        """Done with the reason when the connection is gone."""
+
+    @classmethod
+    async def open(
+        cls, wrapper: BaseDatabaseWrapper, channels: Collection[str], take: Take, timeout: float
+    ) -> ListeningConnection:
+        """Connect and listen, within `timeout` seconds.
+
+        From the first LISTEN on no notification is missed: those that come while the next LISTEN runs are taken too.
+        Raises psycopg.Error for what the server or libpq refuses, and TimeoutError.
+        """
+        async with asyncio.timeout(timeout):
+            connection = await psycopg.AsyncConnection.connect(**parameters(wrapper), autocommit=True)
+            listening = cls(connection, take)
+            try:
+                # psycopg hands us what it reads off the socket while it waits for a command's result.
+                connection.pgconn.notify_handler = listening._hand_over
+                connection.add_notice_handler(listening._notice)
+                for channel in channels:
+                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            except BaseException:
+                listening.close()
+                raise
+        listening._start()
+        return listening
+
+    @property
+    def server(self) -> str:
+        """Where it is connected: host, port and database."""
+        info = self._connection.info
+        return f"{info.dbname} at {info.host or 'the local socket'}:{info.port}"
+
+    def close(self) -> None:
+        """Close the socket at once, whatever the server thinks of it. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._socket)
+        self._pgconn.finish()
+        # psycopg warns of a connection that is collected open; it is not told of finish().
+        self._connection._closed = True
+
+    def _start(self) -> None:
+        self._loop.add_reader(self._socket, self._readable)
+        self._drain()
+
+    def _readable(self) -> None:
+        try:
+            self._pgconn.consume_input()
+        except psycopg.Error as error:
+            # What arrived before the end still counts, and the server's last words say why it ended.
+            self._drain_all()
+            self._lose(self._last_notice or str(error).strip())
+            return
+        self._drain()
+
+    def _drain(self) -> None:
+        for _ in range(_SLICE):
+            if self._closed or (notification := self._pgconn.notifies()) is None:
+                break
+            self._hand_over(notification)
+        else:
+            # More than one slice: let others run, and go on although the socket itself has nothing new.
+            self._loop.call_soon(self._drain)
+        if not self._closed and self._pgconn.status == pq.ConnStatus.BAD:
+            self._lose(self._last_notice or "the server closed the connection")
+
+    def _drain_all(self) -> None:
+        while (notification := self._pgconn.notifies()) is not None:
+            self._hand_over(notification)
+
+    def _hand_over(self, notification: pq.PGnotify) -> None:
+        self._take(notification.relname.decode(), notification.extra.decode(errors="replace"), notification.be_pid)
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        self._last_notice = notice.message_primary or ""
+
+    def _lose(self, reason: str) -> None:
+        self.close()
+        if not self.lost.done():
+            self.lost.set_result(" ".join(reason.split()))

@@ -1,0 +1,203 @@
+"""The relay: connection -> notification -> event -> sinks, and the supervision that keeps it going for ever.
+
+It connects, listens, announces the gap that was, and waits; when the connection is lost it says so and does the same
+again, after a wait that grows and is jittered, so that many relays do not come back in step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
+from django.utils.connection import ConnectionDoesNotExist
+
+from .. import conf, wire
+from ..decode import Decoder, UnknownLabel
+from ..sink import START, Gap, Sink
+from .connection import ListeningConnection
+
+logger = logging.getLogger("pgsignals.relay")
+
+_FIRST_WAIT = 0.1
+"""Seconds before the first attempt to reconnect."""
+
+# Libpq gives no SQLSTATE for a refused connection, only the server's text. These will pass.
+_WILL_PASS = re.compile(r"starting up|shutting down|recovery|too many|slots are reserved|not accepting|terminating")
+
+
+class RelayRefused(Exception):
+    """A set-up that will not do, told at the start: not PostgreSQL, no such alias, a login that is refused."""
+
+
+class Relay:
+    """Relays what a database announces to sinks, until it is stopped.
+
+    database: an alias of settings.DATABASES.
+    channels: application channels to listen to, besides the one of row events.
+    """
+
+    def __init__(self, database: str, sinks: Sequence[Sink], channels: Collection[str] = ()) -> None:
+        self.database = database
+        self.sinks = sinks
+        self.channels = tuple(dict.fromkeys((wire.CHANNEL, *channels)))
+        self.server = ""
+        self.on_listening: Callable[[], None] | None = None
+        """Called each time when it listens; for who must know the moment."""
+        self._decoder = Decoder(database)
+        self._unknown: dict[str, int] = {}
+        self._newer_version_said = False
+        self._alive = datetime.now(UTC)
+        self._stop = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def stop(self) -> None:
+        """End `run()`. May be called from any thread, and more than once."""
+        if self._loop is None or self._loop.is_closed():
+            self._stop.set()
+        else:
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def run(self) -> None:
+        """Relay until `stop()`.
+
+        Raises RelayRefused where the first connection shows a set-up that will not do. Later nothing ends it.
+        """
+        self._loop = asyncio.get_running_loop()
+        for sink in self.sinks:
+            await sink.start()
+        try:
+            await self._supervise()
+        finally:
+            for sink in self.sinks:
+                await sink.stop()
+
+    async def _supervise(self) -> None:
+        cause, attempt, connected_before = START, 0, False
+        while not self._stop.is_set():
+            try:
+                connection = await self._connect()
+            except (psycopg.Error, OSError, TimeoutError, ImproperlyConfigured, ConnectionDoesNotExist) as error:
+                if not connected_before:
+                    _refuse(self.database, error)
+                attempt += 1
+                await self._wait(attempt, _one_line(error))
+                continue
+            try:
+                self._listens(connection, cause)
+                connected_before = True
+                attempt = 0
+                cause = await self._until_lost(connection)
+            finally:
+                connection.close()
+            if not self._stop.is_set():
+                for sink in self.sinks:
+                    sink.lost(cause)
+                attempt = 1
+                await self._wait(attempt, cause)
+
+    async def _connect(self) -> ListeningConnection:
+        wrapper = connections[self.database]
+        if wrapper.vendor != "postgresql":
+            raise RelayRefused(
+                f"The database {self.database!r} is {wrapper.display_name}; only PostgreSQL can be listened to. "
+                "Name another alias with --database, or in settings.PGSIGNALS['DATABASE']."
+            )
+        return await ListeningConnection.open(wrapper, self.channels, self._receive, conf.get().CONNECT_TIMEOUT)
+
+    def _listens(self, connection: ListeningConnection, cause: str) -> None:
+        now = datetime.now(UTC)
+        gap = Gap(self.database, now if cause == START else self._alive, now, cause)
+        self.server = connection.server
+        logger.info("Listening to %s in %s.", ", ".join(self.channels), connection.server)
+        if cause != START:
+            seconds = (gap.until - gap.since).total_seconds()
+            logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, cause)
+        self._alive = now
+        for sink in self.sinks:
+            sink.gap(gap)
+        if self.on_listening is not None:
+            self.on_listening()
+
+    async def _until_lost(self, connection: ListeningConnection) -> str:
+        stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
+        lost: asyncio.Future[Any] = connection.lost
+        try:
+            await asyncio.wait([lost, stop], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+        return connection.lost.result() if connection.lost.done() else "stopped"
+
+    async def _wait(self, attempt: int, reason: str) -> None:
+        longest = min(conf.get().RECONNECT_MAX, _FIRST_WAIT * 2.0 ** min(attempt, 30))
+        seconds = random.uniform(longest / 2, longest)  # noqa: S311 - jitter, no secret
+        logger.warning(
+            "No connection to the database %r: %s. Connecting again in %.1f s; fast events until then are lost.",
+            self.database,
+            reason,
+            seconds,
+        )
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            pass
+
+    # What arrives.
+
+    def _receive(self, channel: str, payload: str, pid: int) -> None:
+        self._alive = datetime.now(UTC)
+        try:
+            events = self._decoder.decode(channel, payload)
+        except UnknownLabel as error:
+            self._count_unknown(error)
+        except wire.UnknownVersion as error:
+            self._newer(error)
+        except wire.WireError as error:
+            logger.warning(
+                "A notification on %r from process %d was left out: %s. It began %.80r.", channel, pid, error, payload
+            )
+        else:
+            for sink in self.sinks:
+                sink.put(events, len(payload))
+
+    def _count_unknown(self, error: UnknownLabel) -> None:
+        self._unknown[error.label] = self._unknown.get(error.label, 0) + 1
+        # Counted under as many names as a forger likes would fill the memory.
+        if len(self._unknown) > 1000:
+            self._unknown.clear()
+        elif self._unknown[error.label] == 1:
+            logger.warning("An event was left out: %s. It is counted, and not said again.", error)
+
+    def _newer(self, error: wire.UnknownVersion) -> None:
+        now = datetime.now(UTC)
+        if not self._newer_version_said:
+            self._newer_version_said = True
+            logger.error("Events are lost: %s.", error)
+        for sink in self.sinks:
+            sink.gap(Gap(self.database, now, now, "an event of an unknown version"))
+
+
+def _refuse(database: str, error: Exception) -> None:
+    """Raise RelayRefused for what waiting will not mend."""
+    text = _one_line(error)
+    if isinstance(error, ConnectionDoesNotExist):
+        known = ", ".join(connections)
+        raise RelayRefused(f"There is no database {database!r} in settings.DATABASES; there are: {known}.") from error
+    refused_login = isinstance(error, psycopg.OperationalError) and "FATAL" in text and not _WILL_PASS.search(text)
+    refused_listen = isinstance(error, psycopg.Error) and error.sqlstate is not None and not _WILL_PASS.search(text)
+    wrong_settings = isinstance(error, ImproperlyConfigured | psycopg.ProgrammingError)
+    standby = "during recovery" in text
+    if refused_login or refused_listen or wrong_settings or standby:
+        raise RelayRefused(f"The database {database!r} refuses to be listened to: {text}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    said: Any = " ".join(str(error).split())
+    return said or type(error).__name__

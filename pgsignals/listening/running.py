@@ -1,0 +1,30 @@
+"""Puts a relay together from settings: for `listen`, and for web processes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from .. import conf
+from ..dispatch import ReceiversSink
+from ..receivers import registry
+from ..sink import Sink
+from .relay import Relay
+
+
+def build(
+    database: str | None = None,
+    *,
+    receivers: str = "all",
+    channels: Collection[str] = (),
+    more: Sequence[Sink] = (),
+    stop_within: float | None = None,
+) -> Relay:
+    """A relay with its receivers and further sinks; not running yet.
+
+    It listens to the channels that receivers name, to those of PGSIGNALS["CHANNELS"], and to `channels`.
+    """
+    settings = conf.get()
+    database = database or settings.DATABASE
+    sink = ReceiversSink(database, registry, receivers, stop_within)
+    named = {*settings.CHANNELS, *channels, *registry.channels()}
+    return Relay(database, [sink, *more], sorted(named))

@@ -1,0 +1,139 @@
+"""`manage.py listen`: relay what PostgreSQL announces, until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils.translation import gettext as _
+
+from pgsignals import conf
+from pgsignals.listening.printing import PrintSink
+from pgsignals.listening.relay import Relay, RelayRefused
+from pgsignals.listening.running import build
+from pgsignals.publishing import PublishError, check_channel
+from pgsignals.receivers import registry
+from pgsignals.sink import Sink
+
+logger = logging.getLogger("pgsignals")
+
+_LEVELS = {0: logging.ERROR, 1: logging.INFO, 2: logging.INFO, 3: logging.DEBUG}
+
+
+class Command(BaseCommand):
+    """Runs one relay in this process."""
+
+    help = "Listens to PostgreSQL and calls receivers, sends Django signals, and feeds Channels groups."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """--database, --print, and channels."""
+        parser.add_argument("channels", nargs="*", help=_("Further channels, besides those that receivers name."))
+        parser.add_argument("--database", help=_("Alias of the database; PGSIGNALS['DATABASE'] by default."))
+        parser.add_argument(
+            "--print", action="store_true", dest="print_events", help=_("Write each event as one JSON line.")
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run until SIGINT or SIGTERM; a second one ends at once."""
+        for channel in options["channels"]:
+            try:
+                check_channel(channel)
+            except PublishError as error:
+                raise CommandError(str(error)) from error
+        self._verbosity = int(options["verbosity"])
+        self._printing = bool(options["print_events"])
+        handler = self._show_log()
+        try:
+            asyncio.run(self._run(options["database"], options["channels"]))
+        except RelayRefused as error:
+            raise CommandError(str(error)) from error
+        finally:
+            if handler is not None:
+                logger.removeHandler(handler)
+        self._say(_("Stopped."))
+
+    async def _run(self, database: str | None, channels: list[str]) -> None:
+        sinks: list[Sink] = []
+        if channels_sink := _channels_sink(channels):
+            sinks.append(channels_sink)
+        relay = build(database, channels=channels, more=sinks)
+        if self._printing:
+            relay.sinks = [*relay.sinks, PrintSink(_write_line, lambda: _nobody_reads(relay))]
+        elif self._verbosity >= 2:
+            relay.sinks = [*relay.sinks, PrintSink(lambda line: self._say(line), relay.stop)]
+        _end_on_signals(relay)
+        self._introduce(relay, bool(channels_sink))
+        await relay.run()
+
+    def _introduce(self, relay: Relay, forwards: bool) -> None:
+        self._say(
+            _("Relaying database %(alias)r, channels %(channels)s.")
+            % {"alias": relay.database, "channels": ", ".join(relay.channels)}
+        )
+        for receiver in registry:
+            conditions = "; ".join(f"[{condition}]" for condition in receiver.conditions)
+            self._say(f"  {receiver.name} {conditions} ({receiver.place})")
+        if not len(registry):
+            self._say(_("  No receivers: no app's receivers.py has a function under @on_pg_event."))
+        if forwards:
+            self._say(_("  Channels: forwarding to the layer %(alias)r.") % {"alias": conf.get().CHANNEL_LAYER})
+
+    def _say(self, text: str) -> None:
+        # Where events are printed, standard output is theirs alone.
+        if self._verbosity >= 1:
+            stream = self.stderr if self._printing else self.stdout
+            stream.write(text, style_func=str)
+            stream.flush()
+
+    def _show_log(self) -> logging.Handler | None:
+        """Show the library's log lines, unless the project shows them already."""
+        level = _LEVELS.get(self._verbosity, logging.DEBUG)
+        if logger.level == logging.NOTSET or logger.level > level:
+            logger.setLevel(level)
+        if logger.handlers or logging.getLogger().handlers:
+            return None
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setLevel(level)
+        logger.addHandler(handler)
+        return handler
+
+
+def _channels_sink(channels: list[str]) -> Any:
+    """The sink that feeds Channels groups, where Channels is installed and a layer is configured."""
+    try:
+        from pgsignals.live.sink import configured_sink
+    except ImportError:
+        return None
+    return configured_sink(channels)
+
+
+def _end_on_signals(relay: Relay) -> None:
+    loop = asyncio.get_running_loop()
+
+    def end(number: int) -> None:
+        relay.stop()
+        for one in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(one)
+            # Now also while the loop waits for a receiver that never returns.
+            signal.signal(one, lambda again, frame: os._exit(128 + again))
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end, number)
+
+
+def _write_line(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _nobody_reads(relay: Relay) -> None:
+    """`listen --print | head`: the reader has gone, so end, and keep Python from complaining about it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    relay.stop()

@@ -1,0 +1,42 @@
+"""What takes events from the relay: receivers, groups of Channels, a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from .event import PgEvent
+
+START = "start"
+"""The cause of the gap before the first connection: whatever happened earlier was not heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A stretch of time in which fast events may have been lost. Aware datetimes by this machine's clock."""
+
+    database: str
+    since: datetime
+    until: datetime
+    cause: str
+
+
+class Sink(Protocol):
+    """Called in the relay's event loop. `put`, `gap` and `lost` must neither block nor raise."""
+
+    async def start(self) -> None:
+        """Before the relay connects."""
+
+    def put(self, events: Sequence[PgEvent], size: int) -> None:
+        """Events of one notification, whose payload had `size` bytes."""
+
+    def lost(self, cause: str) -> None:
+        """The connection is gone; a gap follows when it is back."""
+
+    def gap(self, gap: Gap) -> None:
+        """The relay listens (again), or had to leave something out. A start is a gap too."""
+
+    async def stop(self) -> None:
+        """Finish what is running, and drop the rest."""
