@@ -85,7 +85,7 @@ class PgEventConsumer(AsyncWebsocketConsumer):
             type="subscribed", topics=granted, refused=[topic for topic in wanted[:MAX_TOPICS] if topic not in granted]
         )
 
-    @database_sync_to_async  # type: ignore[untyped-decorator]
+    @database_sync_to_async
     def _allowed(self, user: Any, topics: list[str]) -> list[str]:
         return [topic for topic in topics if self.can_subscribe(user, topic)]
 
@@ -133,7 +133,8 @@ class PgEventConsumer(AsyncWebsocketConsumer):
 
     async def _fresh_user(self) -> Any:
         if "session" not in self.scope:
-            return await database_sync_to_async(type(self.scope["user"])._default_manager.get)(pk=self.scope["user"].pk)
+            user: Any = self.scope["user"]
+            return await database_sync_to_async(type(user)._default_manager.get)(pk=user.pk)
         # A new session object: the one in the scope remembers what it was at the handshake.
         store = import_module(settings.SESSION_ENGINE).SessionStore(self.scope["session"].session_key)
         return await get_user({**self.scope, "session": store})
