@@ -96,5 +96,5 @@ def to_json(channel: str, payload: Any) -> str:
 
 def _refuse_later(**arguments: Any) -> None:
     for name, value in arguments.items():
-        if value:
+        if value is not None and value is not False:
             raise NotImplementedError(f"publish({name}={value!r}) needs the log, which this version does not have yet.")

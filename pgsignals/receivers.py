@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from asgiref.sync import iscoroutinefunction
+
 from .event import MESSAGE, OPERATIONS, UPDATE, PgEvent
 from .publishing import PublishError, check_channel
 
@@ -99,13 +101,14 @@ class Receiver:
 
 
 Matches = list[tuple[Receiver, tuple[Condition, ...]]]
+Identity = tuple[str, str, int] | int
 
 
 class Registry:
     """All receivers of a process, held strongly."""
 
     def __init__(self) -> None:
-        self._receivers: dict[tuple[str, str] | int, Receiver] = {}
+        self._receivers: dict[Identity, Receiver] = {}
         self._rows: dict[tuple[str, str], Matches] | None = None
         self._channels: dict[str, Matches] = {}
 
@@ -117,7 +120,7 @@ class Registry:
         receiver = self._receivers.setdefault(_identity(function), Receiver(function))
         # A module that is imported anew (a reload) brings the function as a new object.
         receiver.function = function
-        receiver.is_async = inspect.iscoroutinefunction(inspect.unwrap(function))
+        receiver.is_async = _is_async(function)
         if any(other.everywhere != condition.everywhere for other in receiver.conditions):
             raise TypeError(f"{receiver.name}: everywhere= must be the same in all its @on_pg_event decorators.")
         if condition not in receiver.conditions:
@@ -166,10 +169,21 @@ class Registry:
         self._channels, self._rows = dict(channels), dict(rows)
 
 
-def _identity(function: Callable[..., Any]) -> tuple[str, str] | int:
-    """By name for what a module defines, so that a reload replaces it; by object for what a function defines."""
+def _is_async(function: Callable[..., Any]) -> bool:
+    """What the function itself is, not what it wraps: async_to_sync and its like turn one kind into the other."""
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+
+
+def _identity(function: Callable[..., Any]) -> Identity:
+    """By place and name for what a module defines, so that a reload replaces it; by object for all else.
+
+    The line is in it because several receivers of a module may share a name, such as `_`.
+    """
     name = getattr(function, "__qualname__", "<lambda>")
-    return id(function) if "<" in name else (function.__module__, name)
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if "<" in name or code is None or inspect.ismethod(function):
+        return id(function)
+    return (function.__module__, name, code.co_firstlineno)
 
 
 def _places(condition: Condition) -> Iterable[tuple[str, str] | str]:
@@ -284,5 +298,5 @@ def _in_order(ops: tuple[str, ...]) -> tuple[str, ...]:
 
 def _refuse_later(**arguments: Any) -> None:
     for name, value in arguments.items():
-        if value:
+        if value is not None and value is not False:
             raise NotImplementedError(f"on_pg_event({name}={value!r}) is not in this version of pgsignals yet.")

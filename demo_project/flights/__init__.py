@@ -1,0 +1,1 @@
+"""A day of flights out of New York: the app that shows pgsignals at work."""

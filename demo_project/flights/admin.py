@@ -1,0 +1,56 @@
+"""Flights in the admin: a changelist that keeps itself up to date, and the dashboard beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.urls import URLPattern, path
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+
+from . import views
+from .models import Airline, Airport, Flight
+
+
+@admin.register(Flight)
+class FlightAdmin(admin.ModelAdmin):
+    list_display = ["code", "route", "airline", "scheduled_departure", "state", "delay"]
+    list_filter = ["status", "origin", "airline"]
+    list_select_related = ["airline"]
+    list_per_page = 50
+    search_fields = ["number", "tail_number", "destination__code", "destination__name"]
+    raw_id_fields = ["origin", "destination"]
+    ordering = ["scheduled_departure", "pk"]
+
+    @admin.display(description=_("flight"), ordering="number")
+    def code(self, flight: Flight) -> str:
+        return flight.code
+
+    @admin.display(description=_("route"), ordering="destination")
+    def route(self, flight: Flight) -> str:
+        return f"{flight.origin_id} → {flight.destination_id}"
+
+    @admin.display(description=_("status"), ordering="status")
+    def state(self, flight: Flight) -> str:
+        return format_html('<span class="state {}">{}</span>', flight.status, flight.get_status_display())
+
+    @admin.display(description=_("delay"), ordering="departure_delay", empty_value="")
+    def delay(self, flight: Flight) -> str | None:
+        return None if flight.departure_delay is None else f"{flight.departure_delay:+d} min"
+
+    def get_urls(self) -> list[URLPattern]:
+        guard = self.admin_site.admin_view
+        return [
+            path("dashboard/", guard(views.dashboard), name="flights_dashboard"),
+            path("dashboard/numbers/", guard(views.dashboard_numbers), name="flights_numbers"),
+            *super().get_urls(),
+        ]
+
+    def changelist_view(self, request: Any, extra_context: Any = None) -> Any:
+        return super().changelist_view(request, {"topic": Flight._meta.label_lower, **(extra_context or {})})
+
+
+admin.site.register([Airline, Airport])
+admin.site.site_header = _("New York departures")
+admin.site.site_title = _("New York departures")

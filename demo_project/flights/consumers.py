@@ -1,0 +1,15 @@
+"""Who gets events in the browser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgsignals.live.consumer import PgEventConsumer
+
+
+class StaffConsumer(PgEventConsumer):
+    """Staff only, and of these only who may view the model: the pages that listen are in the admin."""
+
+    def can_subscribe(self, user: Any, topic: str) -> bool:
+        """The same two conditions under which the admin shows the pages."""
+        return bool(user.is_staff) and super().can_subscribe(user, topic)

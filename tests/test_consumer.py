@@ -1,0 +1,200 @@
+"""The WebSocket: closed by default, honest about what it missed, unmoved by what strangers send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from channels.layers import get_channel_layer
+from channels.testing import WebsocketCommunicator
+from django.contrib.auth.models import AnonymousUser, Permission, User
+from django.contrib.sessions.backends.db import SessionStore
+from django.test import Client
+
+from pgsignals.live.consumer import PgEventConsumer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+ORDER = "shop.order"
+
+
+@pytest.fixture(autouse=True)
+def layer(settings: Any) -> None:
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+
+
+class Eager(PgEventConsumer):
+    """Looks permissions up again before each message."""
+
+    recheck_after = 0.0
+
+
+def user(*permissions: str, **fields: Any) -> User:
+    person = User.objects.create_user("ada", password="a", **fields)
+    person.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return person
+
+
+def talk(
+    person: Any, work: Callable[[WebsocketCommunicator], Awaitable[None]], consumer: type = PgEventConsumer
+) -> None:
+    async def main() -> None:
+        communicator = WebsocketCommunicator(consumer.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = person
+        session = await sync_to_async(session_of)(person)
+        if session is not None:
+            communicator.scope["session"] = session
+        connected, _ = await communicator.connect(timeout=10)
+        assert connected
+        await work(communicator)
+        await communicator.disconnect(timeout=10)
+
+    async_to_sync(main)()
+
+
+def session_of(person: Any) -> SessionStore | None:
+    client = Client()
+    client.force_login(person)
+    return SessionStore(client.session.session_key)
+
+
+async def ask(communicator: WebsocketCommunicator, *topics: str) -> Any:
+    await communicator.send_json_to({"subscribe": topics})
+    return await communicator.receive_json_from(timeout=10)
+
+
+async def send(topic: str, number: int, relay: str = "r", **more: Any) -> None:
+    message = {"type": "pg.event", "topic": topic, "relay": relay, "number": number, "refetch": False, "events": []}
+    await get_channel_layer().group_send(f"pg.{topic}", {**message, **more})
+
+
+def test_a_user_hears_of_models_that_the_user_may_view_and_of_nothing_else() -> None:
+    """A model that is forbidden and one that does not exist look the same."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        asked = [ORDER, "shop.customer", "no.such", "nodot", "channel:app_events", "auth.user"]
+        assert await ask(communicator, *asked) == {"type": "subscribed", "topics": [ORDER], "refused": asked[1:]}
+        await send("shop.customer", 1)
+        await send(ORDER, 1, events=[["insert", 5, []]])
+        got = await communicator.receive_json_from(timeout=10)
+        assert (got["topic"], got["events"]) == (ORDER, [["insert", 5, []]])
+
+    talk(user("view_order"), work)
+
+
+@pytest.mark.parametrize("person", [None, AnonymousUser()])
+def test_who_is_not_logged_in_is_not_let_in(person: Any) -> None:
+    async def main() -> bool:
+        communicator = WebsocketCommunicator(PgEventConsumer.as_asgi(), "/ws/pg/")
+        if person is not None:
+            communicator.scope["user"] = person
+        connected, _ = await communicator.connect(timeout=10)
+        return bool(connected)
+
+    assert async_to_sync(main)() is False
+
+
+def test_an_inactive_user_hears_nothing() -> None:
+    person = user("view_order")
+    person.is_active = False
+
+    async def main() -> Any:
+        communicator = WebsocketCommunicator(PgEventConsumer.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = person
+        await communicator.connect(timeout=10)
+        answer = await ask(communicator, ORDER)
+        await communicator.disconnect(timeout=10)
+        return answer
+
+    assert async_to_sync(main)()["topics"] == []
+
+
+def test_a_missed_number_or_another_relay_becomes_a_gap() -> None:
+    """The layer may have dropped a message, or the relay started anew: the browser fetches."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        heard = []
+        for number, relay in ((7, "r"), (8, "r"), (10, "r"), (1, "s"), (2, "s")):
+            await send(ORDER, number, relay)
+            got = await communicator.receive_json_from(timeout=10)
+            heard.append(got["type"])
+            if got["type"] == "gap":
+                assert got == {"type": "gap", "topic": ORDER, "cause": "missed"}
+                assert (await communicator.receive_json_from(timeout=10))["number"] == number
+        assert heard == ["event", "event", "gap", "gap", "event"]
+
+    talk(user("view_order"), work)
+
+
+def test_losses_and_gaps_are_passed_on() -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        for number, kind in enumerate(("lost", "gap"), 1):
+            message = {"type": f"pg.{kind}", "topic": ORDER, "relay": "r", "number": number, "cause": "c"}
+            await get_channel_layer().group_send(f"pg.{ORDER}", message)
+            assert await communicator.receive_json_from(timeout=10) == {"type": kind, "topic": ORDER, "cause": "c"}
+
+    talk(user("view_order"), work)
+
+
+@pytest.mark.parametrize("change", ["permission", "inactive", "deleted", "logout"])
+def test_a_permission_that_is_lost_ends_the_topic(change: str) -> None:
+    """Not one further event is sent, and the browser is told that this is so."""
+    person = user("view_order")
+
+    def lose() -> None:
+        if change == "permission":
+            person.user_permissions.clear()
+        elif change == "inactive":
+            User.objects.update(is_active=False)
+        elif change == "deleted":
+            User.objects.all().delete()
+        else:
+            from django.contrib.sessions.models import Session
+
+            Session.objects.all().delete()
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(ORDER, 1)
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "event"
+        await sync_to_async(lose)()
+        await send(ORDER, 2)
+        assert await communicator.receive_json_from(timeout=10) == {"type": "refused", "topic": ORDER}
+        await send(ORDER, 3)
+        # An answer to a question comes after whatever would have been sent.
+        assert (await ask(communicator, ORDER))["topics"] == []
+
+    talk(person, work, Eager)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "[]", "5", "null", '{"subscribe": 5}', '{"subscribe": [5]}', '{"subscribe": [[]]}', "[" * 100_000, "{}"],
+)
+def test_rubbish_is_answered_and_harms_nothing(text: str) -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await communicator.send_to(text_data=text)
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "error"
+        await communicator.send_to(bytes_data=b"\x00\xff")
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "error"
+        assert (await ask(communicator, ORDER))["topics"] == [ORDER]
+
+    talk(user("view_order"), work)
+
+
+def test_thousands_of_topics_are_cut() -> None:
+    class Generous(PgEventConsumer):
+        def can_subscribe(self, user: Any, topic: str) -> bool:
+            return True
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        answer = await ask(communicator, *(f"a.b{number}" for number in range(5000)))
+        assert len(answer["topics"]) == 100
+        assert len(json.dumps(answer)) < 10_000
+
+    talk(user(), work, Generous)
