@@ -15,6 +15,7 @@ from django.utils.translation import gettext as _
 
 from . import conf
 from .event import OPERATIONS
+from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
 from .triggers.declaration import MAX_NAME, Notify, declarations, find_field, name_problem
 from .triggers.function import columns
@@ -156,7 +157,20 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
         checks.Error(problem, hint=_("The README lists every key, its unit and its default."), id="pgsignals.E020")
         for problem in conf.problems()
     ]
-    if not messages and conf.get().DATABASE not in settings.DATABASES:
+    if messages:
+        return messages
+    for channel in conf.get().CHANNELS:
+        try:
+            check_channel(channel)
+        except PublishError as error:
+            messages.append(
+                checks.Error(
+                    _("settings.PGSIGNALS['CHANNELS'] names a channel that will not do: %(error)s") % {"error": error},
+                    hint=_("Correct it, or take it from the list."),
+                    id="pgsignals.E022",
+                )
+            )
+    if conf.get().DATABASE not in settings.DATABASES:
         messages.append(
             checks.Error(
                 _("settings.PGSIGNALS['DATABASE'] is %(alias)r, which is not in settings.DATABASES.")

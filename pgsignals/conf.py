@@ -87,7 +87,7 @@ def describe_problems(given: dict[str, Any]) -> list[str]:
         elif not isinstance(value, _KINDS[key]) or (isinstance(value, bool)):
             kinds = " or ".join(kind.__name__ for kind in _KINDS[key]).replace("NoneType", "None")
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be of type {kinds}.")
-        elif isinstance(value, int | float) and value <= 0:
+        elif isinstance(value, int | float) and not value > 0:  # NaN is not
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be greater than 0.")
         elif isinstance(value, list | tuple) and not all(isinstance(name, str) for name in value):
             found.append(f"settings.PGSIGNALS['CHANNELS'] is {value!r}, and must hold channel names only.")

@@ -170,7 +170,8 @@ class ReceiversSink:
         for event in events:
             if self._stopping:
                 return False
-            _send(pg_event, event)
+            if pg_event.receivers:
+                _send(pg_event, event)
             for receiver in self._matching(event, is_async=False):
                 self._call(receiver, event)
         return True

@@ -100,7 +100,8 @@ class Receiver:
         return f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown place"
 
 
-Matches = list[tuple[Receiver, tuple[Condition, ...]]]
+Matches = list[tuple[Receiver, tuple[Condition, ...] | None]]
+"""Receivers with the conditions that an event must still meet; None where nothing is left to meet."""
 Identity = tuple[str, str, int] | int
 
 
@@ -152,7 +153,11 @@ class Registry:
             found = (self._rows or {}).get((event.label or "", event.op))
         if not found:
             return []
-        return [receiver for receiver, conditions in found if any(one.admits(event) for one in conditions)]
+        return [
+            receiver
+            for receiver, conditions in found
+            if conditions is None or any(one.admits(event) for one in conditions)
+        ]
 
     def _compile(self) -> None:
         """Lazy labels are resolved here: by the time an event comes, all models exist."""
@@ -165,7 +170,8 @@ class Registry:
                     by_place[place].append(condition)
             for place, conditions in by_place.items():
                 table: Any = channels if isinstance(place, str) else rows
-                table[place].append((receiver, tuple(conditions)))
+                open_to_all = any(not one.changed and one.type is None for one in conditions)
+                table[place].append((receiver, None if open_to_all else tuple(conditions)))
         self._channels, self._rows = dict(channels), dict(rows)
 
 

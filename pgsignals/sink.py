@@ -30,7 +30,7 @@ class Sink(Protocol):
         """Before the relay connects."""
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
-        """Events of one notification, whose payload had `size` bytes."""
+        """Events that came together; their payloads had `size` bytes in all."""
 
     def lost(self, cause: str) -> None:
         """The connection is gone; a gap follows when it is back."""

@@ -28,8 +28,23 @@ def registry() -> Iterator[Registry]:
         yield registry
 
 
+@pytest.fixture
+def _own_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The models that the test defines are all there are."""
+    with isolate_apps("tests.shop") as isolated:
+        monkeypatch.setattr(ours, "apps", isolated)
+        yield
+
+
 def heard(event: PgEvent) -> None:
     """A receiver."""
+
+
+HEARD = f"{__file__}:{heard.__code__.co_firstlineno}"
+
+
+def place(model: type) -> str:
+    return f"{inspect.getsourcefile(model)}:{inspect.getsourcelines(model)[1]}"
 
 
 def only(messages: list[checks.CheckMessage]) -> checks.CheckMessage:
@@ -37,32 +52,241 @@ def only(messages: list[checks.CheckMessage]) -> checks.CheckMessage:
     return message
 
 
-def place(thing: Any) -> str:
-    return f"{__file__}:{inspect.getsourcelines(thing)[1]}"
+def test_django_runs_our_checks() -> None:
+    """And the project of the tests has no problem but the one that this test makes."""
 
+    def said() -> list[str]:
+        return [message.id for message in checks.run_checks() if not message.is_silenced()]
 
-ORDER = f"{inspect.getsourcefile(Order)}:{inspect.getsourcelines(Order)[1]}"
-
-
-def test_the_tests_own_project_has_no_problem() -> None:
-    """Django runs our checks with its own."""
     on_pg_event(Order, "update", changed="status")(heard)
-    assert checks.run_checks() == []
+    assert said() == []
     on_pg_event(Silent)(heard)
-    assert [message.id for message in checks.run_checks()] == ["pgsignals.E011"]
+    assert said() == ["pgsignals.E011"]
 
 
 # Declarations.
 
 
-def declaration_problems() -> list[checks.CheckMessage]:
-    """Of the models that a test has just defined: its registry takes the place of the app's."""
-    return [
-        message
-        for model in isolated_models
-        for declaration in ours.declarations(model)
-        for message in ours._declaration_problems(model, declaration)
-    ]
+@pytest.mark.usefixtures("_own_models")
+def test_a_declaration_on_a_proxy_is_refused() -> None:
+    """Django would accept it, write it into the migration, and create nothing."""
+
+    class Parent(models.Model):
+        class Meta:
+            app_label = "shop"
+
+    class Proxy(Parent):
+        class Meta:
+            app_label = "shop"
+            proxy = True
+            constraints = [Notify(name="proxy_events")]
+
+    message = only(ours.check_declarations(None))
+    assert (message.id, message.obj) == ("pgsignals.E001", Proxy)
+    assert "'proxy_events' is declared on shop.Proxy, a proxy" in message.msg
+    assert message.hint == "Declare it on shop.Parent."
 
 
-isolated_models: list[type[models.Model]] = []
+@pytest.mark.usefixtures("_own_models")
+def test_a_declaration_on_an_unmanaged_model_is_refused() -> None:
+    class View(models.Model):
+        class Meta:
+            app_label = "shop"
+            managed = False
+            constraints = [Notify(name="view_events")]
+
+    message = only(ours.check_declarations(None))
+    assert (message.id, message.obj) == ("pgsignals.E002", View)
+    assert "'view_events' is declared on shop.View, which is not managed" in message.msg
+
+
+@pytest.mark.usefixtures("_own_models")
+@pytest.mark.parametrize(
+    ("name", "says"), [("n" * 50, "it has 50 bytes"), ("with-dash", "an identifier"), ("1st", "an identifier")]
+)
+def test_a_name_that_postgresql_would_cut_or_refuse_is_refused(name: str, says: str) -> None:
+    class Named(models.Model):
+        class Meta:
+            app_label = "shop"
+            constraints = [Notify(name=name)]
+
+    message = only(ours.check_declarations(None))
+    assert (message.id, message.obj) == ("pgsignals.E003", Named)
+    assert name in message.msg
+    assert says in message.msg
+
+
+@pytest.mark.usefixtures("_own_models")
+@pytest.mark.parametrize("field", ["stat", "tags", "owner_id", "children"])
+def test_a_declared_field_without_a_column_is_refused(field: str) -> None:
+    """Unknown, many-to-many, a column's name instead of the field's, and a relation from the other side."""
+
+    class Tag(models.Model):
+        class Meta:
+            app_label = "shop"
+
+    class Tagged(models.Model):
+        state = models.TextField()
+        tags = models.ManyToManyField(Tag)
+        owner = models.ForeignKey("self", models.CASCADE, related_name="children")
+
+        class Meta:
+            app_label = "shop"
+            constraints = [Notify(name="tagged_events", fields=["state", field])]
+
+    message = only(ours.check_declarations(None))
+    assert (message.id, message.obj) == ("pgsignals.E004", Tagged)
+    assert f"'tagged_events' on shop.Tagged names the field '{field}'" in message.msg
+    assert message.hint == "The fields are: id, state, owner."
+
+
+def test_a_check_of_one_app_looks_at_its_models_alone() -> None:
+    assert ours.check_declarations([apps.get_app_config("auth")]) == []
+
+
+# Receivers.
+
+
+def test_a_receiver_of_a_model_that_is_not_installed_is_refused() -> None:
+    on_pg_event(model="shop.Ordre")(heard)
+    message = only(ours.check_receivers(None))
+    assert message.id == "pgsignals.E010"
+    assert f"{__name__}.heard ({HEARD}) waits for the model 'shop.Ordre'" in message.msg
+    assert "INSTALLED_APPS" in (message.hint or "")
+
+
+def test_a_receiver_of_a_silent_model_is_refused() -> None:
+    """The message names the receiver's place and the model's."""
+    on_pg_event(Silent)(heard)
+    message = only(ours.check_receivers(None))
+    assert message.id == "pgsignals.E011"
+    assert f"{__name__}.heard ({HEARD}) waits for shop.Silent ({place(Silent)}), which announces nothing" in message.msg
+    assert message.hint == "Add Notify(name=...) to the Meta.constraints of shop.Silent and migrate."
+
+
+@pytest.mark.parametrize("field", ["stat", "state", "customer_id", "order"])
+def test_a_receiver_of_an_unknown_field_is_refused(field: str) -> None:
+    """A column's name is no field's name, and an event would never have it in `changed`."""
+    on_pg_event(Order, changed=["total", field])(heard)
+    message = only(ours.check_receivers(None))
+    assert message.id == "pgsignals.E012"
+    assert f"({HEARD}) names the field '{field}', which shop.Order ({place(Order)}) lacks" in message.msg
+    assert message.hint == "The fields are: id, customer, status, total, note, placed_at."
+
+
+def test_a_receiver_of_an_operation_that_is_not_announced_is_refused() -> None:
+    on_pg_event(Token, "insert", "update", "truncate")(heard)
+    message = only(ours.check_receivers(None))
+    assert message.id == "pgsignals.E013"
+    assert f"({HEARD}) waits for update, truncate, which shop.Token ({place(Token)}) does not" in message.msg
+    assert "on=..." in (message.hint or "")
+
+
+def test_a_receiver_that_names_no_operation_takes_what_there_is() -> None:
+    on_pg_event(Token)(heard)
+    assert ours.check_receivers(None) == []
+
+
+def test_every_condition_of_a_stacked_receiver_is_checked() -> None:
+    on_pg_event("app_events")(heard)
+    on_pg_event(Silent)(heard)
+    on_pg_event(Order, changed="nothing")(heard)
+    assert [message.id for message in ours.check_receivers(None)] == ["pgsignals.E011", "pgsignals.E012"]
+
+
+@pytest.mark.usefixtures("_own_models")
+def test_a_receiver_of_a_proxy_is_satisfied_by_its_tables_declaration() -> None:
+    class Parent(models.Model):
+        class Meta:
+            app_label = "shop"
+            constraints = [Notify(name="parent_events")]
+
+    class Proxy(Parent):
+        class Meta:
+            app_label = "shop"
+            proxy = True
+
+    on_pg_event(Proxy)(heard)
+    assert ours.check_receivers(None) == []
+
+
+# Settings and the project around us.
+
+
+def test_an_unknown_key_and_a_wrong_value_are_refused() -> None:
+    with override_settings(PGSIGNALS={"BUFER": 5, "CHANNELS": "app_events"}):
+        messages = ours.check_settings(None)
+    assert [message.id for message in messages] == ["pgsignals.E020"] * 2
+    assert "'BUFER'. Did you mean 'BUFFER'?" in messages[0].msg
+    assert "'app_events'" in messages[1].msg
+
+
+def test_an_alias_that_is_not_there_is_refused() -> None:
+    with override_settings(PGSIGNALS={"DATABASE": "events"}):
+        message = only(ours.check_settings(None))
+    assert message.id == "pgsignals.E021"
+    assert "'events'" in message.msg
+    assert message.hint == "The aliases are: default, sqlite."
+
+
+@pytest.mark.parametrize("channel", ["", "é" * 32, "pgsignals"])
+def test_a_channel_that_cannot_be_listened_to_is_refused(channel: str) -> None:
+    """PostgreSQL would cut a long name, and listen to another channel than was meant."""
+    with override_settings(PGSIGNALS={"CHANNELS": ["app_events", channel]}):
+        message = only(ours.check_settings(None))
+    assert message.id == "pgsignals.E022"
+    assert repr(channel) in message.msg
+
+
+@pytest.fixture
+def other_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An app with a `listen` command of its own."""
+    commands = tmp_path / "other_listener" / "management" / "commands"
+    commands.mkdir(parents=True)
+    for folder in (commands, commands.parent, commands.parent.parent):
+        (folder / "__init__.py").touch()
+    (commands / "listen.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "other_listener"
+    get_commands.cache_clear()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_another_apps_listen_command_before_ours_is_warned_of(other_app: str, first: bool) -> None:
+    """Of two, Django silently takes the app that stands first."""
+    order = [other_app, "pgsignals"] if first else ["pgsignals", other_app]
+    with override_settings(INSTALLED_APPS=order):
+        get_commands.cache_clear()
+        messages = ours.check_listen_command(None)
+    assert [message.id for message in messages] == (["pgsignals.W030"] if first else [])
+    if first:
+        assert "other_listener" in messages[0].msg
+        assert "manage.py pgsignals listen" in (messages[0].hint or "")
+
+
+MEMORY = {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+REDIS = {"BACKEND": "channels_redis.core.RedisChannelLayer"}
+
+
+def test_the_in_memory_layer_is_warned_of() -> None:
+    """With the two ways out."""
+    with override_settings(CHANNEL_LAYERS={"default": MEMORY}):
+        message = only(ours.check_channel_layer(None))
+    assert message.id == "pgsignals.W031"
+    assert "with_relay" in (message.hint or "")
+    assert "channels_redis" in (message.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("layers", "ours_is"),
+    [
+        ({}, "default"),
+        ({"default": REDIS}, "default"),
+        ({"default": MEMORY}, None),
+        ({"default": MEMORY, "shared": REDIS}, "shared"),
+    ],
+)
+def test_no_layer_and_a_layer_that_crosses_processes_are_fine(layers: dict[str, Any], ours_is: str | None) -> None:
+    """What counts is the layer that PGSIGNALS names."""
+    with override_settings(CHANNEL_LAYERS=layers, PGSIGNALS={"CHANNEL_LAYER": ours_is}):
+        assert ours.check_channel_layer(None) == []

@@ -192,7 +192,9 @@ def test_group_names_are_what_channels_takes() -> None:
     odd = [channel_group(name) for name in ("Grüße: alle!", "x" * 63, "a b", "a-b", "a?b")] + [model_group("a" * 150)]
     assert len(set(odd)) == len(odd)
     for name in odd:
-        assert layer().require_valid_group_name(name) if hasattr(layer(), "require_valid_group_name") else len(name) < 100
+        assert (
+            layer().require_valid_group_name(name) if hasattr(layer(), "require_valid_group_name") else len(name) < 100
+        )
 
 
 def test_a_project_without_a_layer_has_no_sink(settings: Any) -> None:

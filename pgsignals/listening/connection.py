@@ -15,8 +15,11 @@ import psycopg
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import pq, sql
 
-Take = Callable[[str, str, int], None]
-"""What is called for each notification: channel, payload, the sender's process id in the server."""
+Notification = tuple[str, str, int]
+"""Channel, payload, the sender's process id in the server."""
+
+Take = Callable[[list[Notification]], None]
+"""What is called with the notifications that came together."""
 
 _SLICE = 1000
 """Notifications that are taken before the event loop may do something else."""
@@ -108,28 +111,28 @@ class ListeningConnection:
             self._pgconn.consume_input()
         except psycopg.Error as error:
             # What arrived before the end still counts, and the server's last words say why it ended.
-            self._drain_all()
+            self._drain(limit=None)
             self._lose(self._last_notice or str(error).strip())
             return
         self._drain()
 
-    def _drain(self) -> None:
-        for _ in range(_SLICE):
-            if self._closed or (notification := self._pgconn.notifies()) is None:
-                break
-            self._hand_over(notification)
-        else:
-            # More than one slice: let others run, and go on although the socket itself has nothing new.
+    def _drain(self, limit: int | None = _SLICE) -> None:
+        if self._closed:
+            return
+        notifies = self._pgconn.notifies
+        batch: list[Notification] = []
+        while (limit is None or len(batch) < limit) and (one := notifies()) is not None:
+            batch.append((one.relname.decode(), one.extra.decode(errors="replace"), one.be_pid))
+        if batch:
+            self._take(batch)
+        if len(batch) == limit:
+            # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
-        if not self._closed and self._pgconn.status == pq.ConnStatus.BAD:
+        if self._pgconn.status == pq.ConnStatus.BAD:
             self._lose(self._last_notice or "the server closed the connection")
 
-    def _drain_all(self) -> None:
-        while (notification := self._pgconn.notifies()) is not None:
-            self._hand_over(notification)
-
-    def _hand_over(self, notification: pq.PGnotify) -> None:
-        self._take(notification.relname.decode(), notification.extra.decode(errors="replace"), notification.be_pid)
+    def _hand_over(self, one: pq.PGnotify) -> None:
+        self._take([(one.relname.decode(), one.extra.decode(errors="replace"), one.be_pid)])
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         self._last_notice = notice.message_primary or ""

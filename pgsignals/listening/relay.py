@@ -21,8 +21,9 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from .. import conf, wire
 from ..decode import Decoder, UnknownLabel
+from ..event import PgEvent
 from ..sink import START, Gap, Sink
-from .connection import ListeningConnection
+from .connection import ListeningConnection, Notification
 
 logger = logging.getLogger("pgsignals.relay")
 
@@ -151,21 +152,29 @@ class Relay:
 
     # What arrives.
 
-    def _receive(self, channel: str, payload: str, pid: int) -> None:
+    def _receive(self, notifications: list[Notification]) -> None:
         self._alive = datetime.now(UTC)
-        try:
-            events = self._decoder.decode(channel, payload)
-        except UnknownLabel as error:
+        events: list[PgEvent] = []
+        size = 0
+        for channel, payload, pid in notifications:
+            size += len(payload)
+            try:
+                events += self._decoder.decode(channel, payload)
+            except wire.WireError as error:
+                self._leave_out(channel, payload, pid, error)
+        if events:
+            for sink in self.sinks:
+                sink.put(events, size)
+
+    def _leave_out(self, channel: str, payload: str, pid: int, error: wire.WireError) -> None:
+        if isinstance(error, UnknownLabel):
             self._count_unknown(error)
-        except wire.UnknownVersion as error:
+        elif isinstance(error, wire.UnknownVersion):
             self._newer(error)
-        except wire.WireError as error:
+        else:
             logger.warning(
                 "A notification on %r from process %d was left out: %s. It began %.80r.", channel, pid, error, payload
             )
-        else:
-            for sink in self.sinks:
-                sink.put(events, len(payload))
 
     def _count_unknown(self, error: UnknownLabel) -> None:
         self._unknown[error.label] = self._unknown.get(error.label, 0) + 1

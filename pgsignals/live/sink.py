@@ -125,8 +125,9 @@ class ChannelsSink:
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Note what happened, for the next message."""
+        share = size // max(len(events), 1)
         for event in events:
-            self._of(topic_of(event)).add(event, size)
+            self._of(topic_of(event)).add(event, share)
         self._wake.set()
 
     def lost(self, cause: str) -> None:
