@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.db import close_old_connections, connections
 
 from . import conf
@@ -186,6 +187,8 @@ class ReceiversSink:
             receiver.function(event)
         except BaseException as error:  # SystemExit too: a receiver may end neither the thread nor the relay
             report(receiver.function, receiver.name, event, error)
+            # The next receiver of the same event gets no connection that died under this one.
+            close_old_connections()
 
     # The task in the event loop.
 
@@ -204,14 +207,30 @@ class ReceiversSink:
         for receiver in self._matching(event, is_async=True):
             if self._stopping:
                 return
-            try:
-                await receiver.function(event)
-            except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is None or task.cancelling():
-                    raise
-                report(receiver.function, receiver.name, event, asyncio.CancelledError("the receiver cancelled itself"))
-            except BaseException as error:
-                report(receiver.function, receiver.name, event, error)
+            await self._call_async(receiver, event)
+
+    @staticmethod
+    async def _call_async(receiver: Receiver, event: PgEvent) -> None:
+        try:
+            await receiver.function(event)
+        except BaseException as error:
+            # A receiver that raises CancelledError itself has failed; a task that is cancelled from outside ends.
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            report(receiver.function, receiver.name, event, error)
+        finally:
+            if not _is_cancelled():
+                await _refresh_async_connections()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+async def _refresh_async_connections() -> None:
+    """In the thread in which Django runs the queries of asynchronous code."""
+    await sync_to_async(close_old_connections)()
 
 
 def _send(signal: EventSignal, event: PgEvent) -> None:

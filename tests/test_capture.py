@@ -181,17 +181,17 @@ def test_equal_changes_are_not_folded_across_savepoints(listener: Listener) -> N
     """A savepoint that is rolled back takes its events with it, and no number of a later event."""
     with transaction.atomic():
         Article.objects.create(pk=1, title="same").delete()
-        with pytest.raises(ZeroDivisionError), transaction.atomic():
-            Article.objects.create(pk=1, title="same").delete()
-            raise ZeroDivisionError
+        point = transaction.savepoint()
+        Article.objects.create(pk=1, title="same").delete()
+        transaction.savepoint_rollback(point)
         Article.objects.create(pk=1, title="same").delete()
     assert [event.op for event in listener.events()] == ["insert", "delete", "insert", "delete"]
 
 
 def test_what_is_rolled_back_is_never_announced(listener: Listener) -> None:
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
+    with transaction.atomic():
         Article.objects.create()
-        raise ZeroDivisionError
+        transaction.set_rollback(True)
     assert listener.events() == []
 
 

@@ -50,9 +50,9 @@ def test_a_message_arrives_at_the_commit(app_events: Listener) -> None:
 
 
 def test_a_message_of_a_rolled_back_transaction_never_arrives(app_events: Listener) -> None:
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
+    with transaction.atomic():
         publish("app_events", {})
-        raise ZeroDivisionError
+        transaction.set_rollback(True)
     assert app_events.events() == []
 
 
@@ -161,5 +161,5 @@ def test_what_needs_the_log_says_so(later: dict[str, Any]) -> None:
 
 @pytest.mark.django_db(databases=["sqlite"])
 def test_another_vendors_database_is_an_error_with_the_way_out() -> None:
-    with pytest.raises(NotSupportedError, match="'sqlite' is SQLite. Name another alias"):
+    with pytest.raises(NotSupportedError, match=r"'sqlite' is SQLite\. Name another alias"):
         publish("app_events", {}, using="sqlite")

@@ -25,6 +25,13 @@ GOOD: dict[str, Any] = {
 }
 
 
+def nested(levels: int) -> Any:
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 def test_a_good_payload_is_read() -> None:
     (event,) = Decoder("default").decode(wire.CHANNEL, json.dumps(GOOD))
     assert (event.op, event.label, event.pk, event.changed) == ("update", "shop.order", 1, {"status"})
@@ -39,7 +46,7 @@ def test_a_good_payload_is_read() -> None:
         ("", "not JSON"),
         ("hello", "not JSON"),
         (b"\xff\xfe", "not JSON"),
-        ("[" * 7999, "too deeply|not JSON"),
+        ("[" * 7999, "levels deep"),
         ("9" * 7000, "cannot be read"),
         ("[]", "not a JSON object"),
         ("{}", "version is None"),
@@ -71,7 +78,7 @@ def test_a_payload_without_our_form_is_refused_with_the_reason(payload: Any, rea
 
 def test_a_newer_version_is_told_apart_from_rubbish() -> None:
     """It is no stranger's mistake but a newer deploy, whose events this process cannot read."""
-    with pytest.raises(wire.UnknownVersion, match="version 2.*reads version 1.*deploy the same version"):
+    with pytest.raises(wire.UnknownVersion, match=r"version 2.*reads version 1.*deploy the same version"):
         Decoder("default").decode(wire.CHANNEL, json.dumps({**GOOD, "v": 2, "r": "anything"}))
 
 
@@ -94,6 +101,8 @@ def test_a_forged_key_fails_only_when_it_is_read() -> None:
     ("payload", "message"),
     [
         ('{"type": "user.created"}', {"type": "user.created"}),
+        ('"' + "[" * 500 + '\\""', "[" * 500 + '"'),
+        ("[" * 100 + "]" * 100, nested(100)),
         ('"text"', "text"),
         ("0", 0),
         ("plain words", "plain words"),
@@ -108,10 +117,7 @@ def test_a_message_is_its_json_or_else_its_text(payload: str, message: Any) -> N
     assert (event.model, event.label, event.pk, event.old, event.new) == (None, None, None, None, None)
 
 
-@pytest.mark.parametrize("payload", ["[" * 7999 + "]" * 0, "[" * 4000 + "]" * 3999, "9" * 7000])
-def test_a_message_too_deep_or_too_long_to_read_is_refused_or_text(payload: str) -> None:
-    """Whatever Python's JSON reader makes of it, nothing else than WireError comes out."""
-    try:
+@pytest.mark.parametrize("payload", ["[" * 101 + "]" * 101, "9" * 7000], ids=["deep", "long number"])
+def test_a_message_too_deep_or_too_long_to_read_is_refused(payload: str) -> None:
+    with pytest.raises(wire.WireError, match="JSON"):
         Decoder("default").decode("app_events", payload)
-    except wire.WireError as error:
-        assert "JSON" in str(error)
