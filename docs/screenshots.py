@@ -1,4 +1,4 @@
-"""Takes the pictures in docs/images: starts the demo, lets the day run to the afternoon's storm, and photographs the board.
+"""Takes the pictures in docs/images: starts the demo, lets the day run to the storm, and photographs the board.
 
     python docs/screenshots.py [--speed N]
 

@@ -70,7 +70,8 @@ class Buffer:
             self._bytes = 0
             if self._dropped and self._dropped_since:
                 cause = f"overflow: {self._dropped} events waited longer than the buffer of receivers is big"
-                items.insert(0, Gap(self._database, self._dropped_since, datetime.now(UTC), cause))
+                items.insert(0, Gap(self._database, self._dropped_since, datetime.now(UTC), cause, connected=False))
+                logger.warning("Events were dropped (%s); receivers of relay_gap are told.", cause)
                 self._dropped, self._dropped_since = 0, None
             return items
 
@@ -202,6 +203,8 @@ class ReceiversSink:
                     continue
                 for event in item:
                     await self._each_async(event)
+            # Once for all that waited: it costs a way to another thread and back.
+            await _refresh_async_connections()
 
     async def _each_async(self, event: PgEvent) -> None:
         for receiver in self._matching(event, is_async=True):
@@ -218,9 +221,7 @@ class ReceiversSink:
             if isinstance(error, asyncio.CancelledError) and _is_cancelled():
                 raise
             report(receiver.function, receiver.name, event, error)
-        finally:
-            if not _is_cancelled():
-                await _refresh_async_connections()
+            await _refresh_async_connections()
 
 
 def _is_cancelled() -> bool:
@@ -246,9 +247,7 @@ def _send(signal: EventSignal, event: PgEvent) -> None:
 
 
 def _announce(gap: Gap) -> None:
-    if gap.cause.startswith("overflow"):
-        logger.warning("Events were dropped (%s); receivers of relay_gap are told.", gap.cause)
-    else:
+    if gap.connected:
         _tell(relay_connected, database=gap.database)
     if gap.cause != START:
         _tell(relay_gap, database=gap.database, since=gap.since, until=gap.until, cause=gap.cause)

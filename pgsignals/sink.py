@@ -21,6 +21,8 @@ class Gap:
     since: datetime
     until: datetime
     cause: str
+    connected: bool = True
+    """Whether the relay listens (again) since its end; False where something was left out while it listened."""
 
 
 class Sink(Protocol):

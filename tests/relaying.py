@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import connections
-
 from pgsignals import PgEvent
 from pgsignals.dispatch import ReceiversSink
 from pgsignals.listening.relay import Relay
 from pgsignals.receivers import Registry, registry
 from pgsignals.sink import Gap, Sink
+
+from .conftest import connect
 
 WITHIN = 20
 """Seconds after which a test gives up waiting; nothing here takes as long."""
@@ -99,18 +99,19 @@ class Running:
 
     def pid(self) -> int:
         """The process id of the server's process behind the listening connection."""
-        with connections["default"].cursor() as cursor:
-            cursor.execute(
-                "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%%' "
-                "AND datname = current_database()"
-            )
-            ((pid,),) = cursor.fetchall()
+        query = (
+            "SELECT pid FROM pg_stat_activity "
+            "WHERE application_name LIKE 'pgsignals listen%' AND datname = current_database()"
+        )
+        with connect() as other:
+            ((pid,),) = other.execute(query).fetchall()
         return int(pid)
 
     def cut(self) -> None:
         """End its connection from the server's side."""
-        with connections["default"].cursor() as cursor:
-            cursor.execute("SELECT pg_terminate_backend(%s)", [self.pid()])
+        pid = self.pid()
+        with connect() as other:
+            other.execute("SELECT pg_terminate_backend(%s)", [pid])
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def free_port() -> int:
 class Process:
     """A child process whose output is read as it comes, so that a test can wait for a line."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, command: list[str], environment: dict[str, str], own_group: bool = False) -> None:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -41,6 +41,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=own_group,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -80,10 +81,14 @@ class Process:
             self.process.kill()
             self.process.wait()
             pytest.fail(f"still running {within} s after signal {number}:\n{self.text}")
+        self.close()
+        return status
+
+    def close(self) -> None:
+        """Give back the pipe of a process that has ended."""
         self._reader.join(5)
         assert self.process.stdout is not None
         self.process.stdout.close()
-        return status
 
 
 @contextmanager
@@ -94,6 +99,7 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Process
     finally:
         if process.process.poll() is None:
             process.end(signal.SIGKILL)
+        process.close()
 
 
 @contextmanager

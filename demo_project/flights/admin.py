@@ -16,7 +16,11 @@ from .models import Airline, Airport, Flight
 @admin.register(Flight)
 class FlightAdmin(admin.ModelAdmin):
     list_display = ["code", "route", "airline", "scheduled_departure", "state", "delay"]
-    list_filter = ["status", "origin", "airline"]
+    list_filter = [
+        "status",
+        ("origin", admin.RelatedOnlyFieldListFilter),
+        ("airline", admin.RelatedOnlyFieldListFilter),
+    ]
     list_select_related = ["airline"]
     list_per_page = 50
     search_fields = ["number", "tail_number", "destination__code", "destination__name"]

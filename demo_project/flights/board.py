@@ -13,8 +13,8 @@ from django.utils.timezone import localtime
 from .day import NEW_YORK
 from .models import Airline, Flight, Status
 
-HOURS = [*range(5, 24), *range(5)]
-"""The day's hours in order: it begins at five in the morning, and its last flights leave in the night after."""
+HOURS = [*range(4, 24), *range(4)]
+"""The day's hours in order: it begins before five in the morning, and its last flights leave in the night after."""
 
 ON_TIME = 15
 """Minutes of delay below which a flight counts as on time, as the aviation authorities count."""
@@ -61,7 +61,7 @@ def numbers(changed: Collection[int] = ()) -> dict[str, Any]:
         "airlines": _by_airline(left),
         "flights": [[row.pk, row.status, localtime(row.scheduled, NEW_YORK).hour] for row in rows],
         "feed": _feed(Flight.objects.filter(news_at__isnull=False).order_by("-news_at", "-pk")[:FEED]),
-        "changed": _feed(Flight.objects.filter(pk__in=changed)) if changed else [],
+        "changed": _feed(Flight.objects.filter(pk__in=changed).order_by("-news_at", "-pk")) if changed else [],
     }
 
 

