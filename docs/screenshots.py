@@ -32,7 +32,7 @@ PICTURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", default="1500")
+    parser.add_argument("--speed", default="2500")
     speed = parser.parse_args().speed
     demo = subprocess.Popen(
         [sys.executable, "manage.py", "demo", "--speed", speed], cwd=ROOT, stdout=subprocess.PIPE, text=True
