@@ -32,7 +32,7 @@ PICTURES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--speed", default="2500")
+    parser.add_argument("--speed", default="1200")
     speed = parser.parse_args().speed
     demo = subprocess.Popen(
         [sys.executable, "manage.py", "demo", "--speed", speed], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -64,6 +64,7 @@ def photograph(url: str) -> None:
 
 def picture(browser: Browser, url: str, name: str, options: dict[str, object]) -> None:
     page = browser.new_page(**options)  # type: ignore[arg-type]
+    page.set_default_timeout(120_000)
     page.goto(url)
     page.wait_for_selector('.live[data-state="live"]')
     # The first picture waits for its hour; by then the others' hour is there too, or has just passed.

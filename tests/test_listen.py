@@ -443,6 +443,12 @@ def test_pgsignals_sync_repairs_what_is_missing(capsys: pytest.CaptureFixture[st
     assert "up to date" in capsys.readouterr().out
 
 
+def test_a_server_that_cannot_be_reached_is_one_line_for_pgsignals_publish(start: Start) -> None:
+    line = refused(start("pgsignals", "publish", "app_events", "1", PGHOST="/tmp/no-such-folder"))
+    assert line.startswith("CommandError: ")
+    assert "No such file or directory" in line
+
+
 @pytest.mark.django_db(transaction=True, databases=["default", "sqlite"])
 def test_pgsignals_sync_on_another_vendors_database_says_so() -> None:
     with pytest.raises(CommandError, match="'sqlite' is not PostgreSQL"):

@@ -26,7 +26,19 @@ logger = logging.getLogger("pgsignals")
 _LEVELS = {0: logging.ERROR, 1: logging.INFO, 2: logging.INFO, 3: logging.DEBUG}
 
 
-class Command(BaseCommand):
+class OfflineChecks(BaseCommand):
+    """A command whose system checks ask no database: one that is not up yet is to be waited for, not a traceback.
+
+    From Django 6.1 on the check of a GeneratedField connects.
+    """
+
+    def get_check_kwargs(self, options: dict[str, Any]) -> Any:
+        """As BaseCommand's, with no database."""
+        given: Any = super().get_check_kwargs(options)
+        return {**given, "databases": []}
+
+
+class Command(OfflineChecks):
     """Runs one relay in this process."""
 
     help = "Listens to PostgreSQL and calls receivers, sends Django signals, and feeds Channels groups."

@@ -6,7 +6,7 @@ import json
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import connections
 from django.db.utils import DatabaseError, NotSupportedError
 from django.utils.connection import ConnectionDoesNotExist
@@ -17,9 +17,10 @@ from pgsignals.publishing import PublishError, publish
 from pgsignals.triggers import sync
 
 from .listen import Command as Listen
+from .listen import OfflineChecks
 
 
-class Command(BaseCommand):
+class Command(OfflineChecks):
     """The subcommands listen, publish and sync."""
 
     help = "Listen to PostgreSQL, publish a message, repair triggers."
@@ -46,7 +47,7 @@ class Command(BaseCommand):
         try:
             getattr(self, f"_{command}")(**options)
         except (PublishError, NotSupportedError, ConnectionDoesNotExist, DatabaseError) as error:
-            raise CommandError(str(error).strip()) from error
+            raise CommandError(" ".join(str(error).split())) from error
 
     def _publish(self, *, channel: str, payload: str, database: str | None, **options: Any) -> None:
         try:
