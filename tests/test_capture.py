@@ -181,9 +181,9 @@ def test_equal_changes_are_not_folded_across_savepoints(listener: Listener) -> N
     """A savepoint that is rolled back takes its events with it, and no number of a later event."""
     with transaction.atomic():
         Article.objects.create(pk=1, title="same").delete()
-        point = transaction.savepoint()
-        Article.objects.create(pk=1, title="same").delete()
-        transaction.savepoint_rollback(point)
+        with transaction.atomic():
+            Article.objects.create(pk=1, title="same").delete()
+            transaction.set_rollback(True)
         Article.objects.create(pk=1, title="same").delete()
     assert [event.op for event in listener.events()] == ["insert", "delete", "insert", "delete"]
 
