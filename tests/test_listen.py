@@ -177,7 +177,7 @@ def test_when_the_reader_of_the_lines_goes_the_command_ends_in_peace(child_envir
     script = f"{sys.executable} -m django listen --print app_events | head -n 1; exit ${{PIPESTATUS[0]}}"
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        ["bash", "-c", script], env=child_environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True
+        ["bash", "-c", script], env=child_environment, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, process_group=0
     ) as shell:
         assert shell.stderr is not None
         said = ""
@@ -189,7 +189,9 @@ def test_when_the_reader_of_the_lines_goes_the_command_ends_in_peace(child_envir
         deadline = time.monotonic() + WITHIN
         while shell.poll() is None and time.monotonic() < deadline:
             publish("app_events", 1)
-        output, errors = shell.communicate(timeout=WITHIN)
+        if shell.poll() is None:
+            os.killpg(shell.pid, signal.SIGKILL)
+        output, errors = shell.communicate()
     assert json.loads(output)["payload"] == 1
     assert shell.returncode == 0
     assert "Broken" not in errors

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -109,6 +110,33 @@ def test_what_arrived_before_the_connection_was_lost_is_still_relayed() -> None:
         writer.execute("SELECT pg_terminate_backend(%s)", [pid])
         running.tap.gaps.wait(2)
     assert [event.payload for event in running.tap.events.items] == [*range(1000), "last"]
+
+
+def test_a_notification_that_comes_while_it_still_connects_is_taken() -> None:
+    """Between the LISTEN of one channel and that of the next, psycopg is the one who reads the socket."""
+    box = Box()
+
+    def channels() -> Iterator[str]:
+        yield "first"
+        notify("first", "early")
+        yield "second"
+
+    async def attempt() -> None:
+        listening = await ListeningConnection.open(connections["default"], channels(), box.put, timeout=WITHIN)
+        listening.close()
+
+    asyncio.run(attempt())
+    assert [(channel, payload) for (channel, payload, _) in chain(*box.items)] == [("first", "early")]
+
+
+def test_more_than_one_slice_is_taken_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What libpq has read already makes the socket readable no more, so nobody would come for the rest."""
+    monkeypatch.setattr("pgsignals.listening.connection._SLICE", 3)
+    monkeypatch.setattr(ListeningConnection._drain, "__defaults__", (3,))
+    with relaying(channels=["app_events"]) as running:
+        with connect() as writer:
+            writer.execute("SELECT pg_notify('app_events', n::text) FROM generate_series(1, 50) AS n")
+        assert [event.payload for event in running.tap.events.wait(50)] == list(range(1, 51))
 
 
 def test_connections_of_ours_can_be_told_apart_in_the_server() -> None:
