@@ -1,7 +1,7 @@
 """The relay inside an ASGI server's process: `application = with_relay(application)` in asgi.py.
 
 It feeds this process's channel layer, so that the in-memory layer serves browsers without Redis and without a second
-process, and runs the receivers that must run everywhere. It starts with the first request, because daphne knows no
+process, and runs the receivers that must run everywhere. It starts with the first scope, because daphne knows no
 lifespan, and ends with the server: at the lifespan's shutdown under uvicorn, before the reactor's under daphne.
 """
 
@@ -27,8 +27,11 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _STOP_WITHIN = 2.0
 """Seconds that a running receiver may hold up the server's end."""
 
-_REFUSED_WAIT = 30.0
-"""Seconds until a refused set-up is tried again: somebody may have corrected a password meanwhile."""
+_FIRST_RETRY = 5.0
+"""Seconds until a refused set-up is tried again, at first: somebody may have corrected a password meanwhile."""
+
+_LAST_RETRY = 300.0
+"""Seconds to which that wait grows."""
 
 
 def with_relay(application: Application, receivers: str = "everywhere", database: str | None = None) -> Application:
@@ -53,7 +56,7 @@ class _WithRelay:
         self.database = database
         self._task: asyncio.Task[None] | None = None
         self._relay: Relay | None = None
-        self._ending = False
+        self._ending = asyncio.Event()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._start()
@@ -69,22 +72,37 @@ class _WithRelay:
             _before_daphne_ends(self._stop)
 
     async def _run(self) -> None:
-        while not self._ending:
-            more: list[Sink] = [] if (sink := _channels_sink()) is None else [sink]
-            self._relay = build(self.database, receivers=self.receivers, more=more, stop_within=_STOP_WITHIN)
+        said, wait = "", _FIRST_RETRY
+        while not self._ending.is_set():
             try:
-                await self._relay.run()
-                return
+                await self._relay_until_stopped()
             except RelayRefused as error:
-                logger.error(
-                    "The relay does not run in this process: %s. Trying again in %.0f s.", error, _REFUSED_WAIT
-                )
+                if str(error) != said:
+                    logger.error(
+                        "The relay does not run in this process: %s. Pages are served without it. Trying again in "
+                        "%.0f s, then ever more rarely; said again when the reason is another.",
+                        str(error).rstrip("."),
+                        wait,
+                    )
+                said = str(error)
             except Exception:
-                logger.exception("The relay ended. Trying again in %.0f s.", _REFUSED_WAIT)
-            await asyncio.sleep(_REFUSED_WAIT)
+                logger.exception("The relay ended. Pages are served without it. Trying again in %.0f s.", wait)
+            await self._pause(wait)
+            wait = min(2 * wait, _LAST_RETRY)
+
+    async def _relay_until_stopped(self) -> None:
+        more: list[Sink] = [] if (sink := _channels_sink()) is None else [sink]
+        self._relay = build(self.database, receivers=self.receivers, more=more, stop_within=_STOP_WITHIN)
+        await self._relay.run()
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._ending.wait(), seconds)
+        except TimeoutError:
+            pass
 
     async def _stop(self) -> None:
-        self._ending = True
+        self._ending.set()
         if self._relay is not None:
             self._relay.stop()
         if self._task is not None:
@@ -93,7 +111,7 @@ class _WithRelay:
             await asyncio.wait([self._task])
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the lifespan on; Django and Channels refuse it, and are answered for."""
+        """Pass the lifespan on; Django and Channels refuse it, others ignore it, and both are answered for."""
         heard = False
 
         async def receive_first() -> MutableMapping[str, Any]:
@@ -109,6 +127,7 @@ class _WithRelay:
         except Exception:
             if heard:  # it took part, and failed: that is the server's to know
                 raise
+        if not heard:
             await self._answer_lifespan(receive, send)
 
     async def _answer_lifespan(self, receive: Receive, send: Send) -> None:
@@ -124,8 +143,10 @@ class _WithRelay:
 def _channels_sink() -> Sink | None:
     try:
         from .live.sink import configured_sink
-    except ImportError:  # without the extra `channels` there is nothing to forward to
-        return None
+    except ModuleNotFoundError as error:
+        if error.name != "channels":
+            raise
+        return None  # without the extra `channels` there is nothing to forward to
     return configured_sink()
 
 

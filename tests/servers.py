@@ -103,11 +103,11 @@ def running(command: list[str], environment: dict[str, str]) -> Iterator[Process
 
 
 @contextmanager
-def redis_server() -> Iterator[str]:
-    """The URL of a Redis server of this test's own."""
+def redis_server(port: int | None = None) -> Iterator[str]:
+    """The URL of a Redis server of this test's own; on a given port where it is started again."""
     if not (program := shutil.which("redis-server")):
         pytest.skip("NOT RUN: tests with a real Redis server. Install it: apt-get install redis-server")
-    port = free_port()
+    port = port or free_port()
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--daemonize", "no"]
     with running([program, *options], {"PATH": "/usr/bin:/bin"}) as process:
         process.wait_for("Ready to accept connections")

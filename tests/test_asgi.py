@@ -9,13 +9,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection
 
+from pgsignals import asgi
 from pgsignals.asgi import with_relay
+from pgsignals.listening.relay import RelayRefused
 
 from .postgres import Server
 from .servers import Browser, Process, browse, daphne, uvicorn
@@ -24,6 +28,9 @@ from .test_headline import log_in, write
 pytestmark = pytest.mark.django_db(transaction=True)
 
 Serve = Callable[[str, dict[str, str]], AbstractContextManager[tuple[Process, int]]]
+QUICKLY = 3
+"""Seconds in which an idle server ends: two for us, and the interpreter's own."""
+
 SERVERS = pytest.mark.parametrize("serve", [daphne, uvicorn])
 
 
@@ -55,7 +62,7 @@ def test_an_event_reaches_a_websocket_and_the_end_is_clean(serve: Serve, memory:
     session = log_in("view_order")
     with serve("with_relay_everywhere", memory) as (process, port):
         assert one_event(process, port, session, INSERT)["events"] == [["insert", 5, []]]
-        process.end(signal.SIGINT)
+        process.end(signal.SIGINT, within=QUICKLY)
         assert "Traceback" not in process.text
         assert "was destroyed" not in process.text
         with connection.cursor() as cursor:
@@ -68,7 +75,7 @@ def test_sigterm_ends_it_too(serve: Serve, memory: dict[str, str]) -> None:
     session = log_in("view_order")
     with serve("with_relay_everywhere", memory) as (process, port):
         one_event(process, port, session, INSERT)
-        process.end(signal.SIGTERM)
+        process.end(signal.SIGTERM, within=QUICKLY)
         assert "Traceback" not in process.text
 
 
@@ -130,22 +137,85 @@ def test_a_restart_of_the_database_is_survived(serve: Serve, memory: dict[str, s
         process.end()
 
 
-def test_a_refused_set_up_takes_no_page_down(memory: dict[str, str]) -> None:
-    """A database alias that is none: one error in the log, and pages as ever."""
+@SERVERS
+def test_a_refused_set_up_takes_no_page_down(serve: Serve, memory: dict[str, str]) -> None:
+    """A database alias that is none: one error in the log, pages and WebSockets as ever, and a quick end."""
     session = log_in("view_order")
-    with daphne("with_relay_nowhere", memory) as (process, port):
+    with serve("with_relay_nowhere", memory) as (process, port):
 
         async def work(browser: Browser) -> str:
             return "served"
 
         assert asyncio.run(browse(port, session, ["shop.order"], work)) == "served"
+        with pytest.raises(HTTPError) as served:
+            urlopen(f"http://127.0.0.1:{port}/nothing", timeout=10)
+        served.value.close()
+        assert served.value.code == 404
         process.wait_for("The relay does not run in this process: There is no database 'nowhere'")
-        process.end()
+        process.end(within=QUICKLY)
+        assert sum(line.startswith("The relay does not run in this process") for line in process.lines) == 1
+        assert "Traceback" not in process.text
 
 
-def test_a_lifespan_that_the_application_answers_is_left_to_it(settings: Any) -> None:
+# What needs no server.
+
+
+class Stand:
+    """In the relay's place: counts its starts, and fails as it is told."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.starts = 0
+        self.running = asyncio.Event()
+        self.stopped = asyncio.Event()
+
+    def build(self, *args: Any, **options: Any) -> Stand:
+        self.starts += 1
+        return self
+
+    async def run(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.running.set()
+        await self.stopped.wait()
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
+    def make(*errors: Exception) -> Stand:
+        made = Stand(*errors)
+        monkeypatch.setattr(asgi, "build", made.build)
+        return made
+
+    return make
+
+
+async def live_through(wrapped: Any, between: Callable[[], Any] | None = None) -> list[str]:
+    """A server's lifespan, from startup to shutdown. What was answered."""
+    sent: list[str] = []
+    steps = iter(["startup", "shutdown"])
+
+    async def receive() -> dict[str, str]:
+        step = next(steps)
+        if step == "shutdown" and between is not None:
+            await between()
+        return {"type": f"lifespan.{step}"}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await wrapped({"type": "lifespan"}, receive, send)
+    return sent
+
+
+BOTH = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+def test_a_lifespan_that_the_application_answers_is_left_to_it(stand: Callable[..., Stand]) -> None:
     """Django and Channels refuse the lifespan; an application that takes part in it must hear of it."""
-    settings.CHANNEL_LAYERS = {}
     heard: list[str] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -153,21 +223,80 @@ def test_a_lifespan_that_the_application_answers_is_left_to_it(settings: Any) ->
             heard.append((await receive())["type"])
             await send({"type": f"lifespan.{kind}.complete"})
 
-    async def serve() -> list[str]:
-        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
-        sent: list[str] = []
-
-        async def receive() -> dict[str, str]:
-            return next(messages)
-
-        async def send(message: Any) -> None:
-            sent.append(message["type"])
-
-        await with_relay(application)({"type": "lifespan"}, receive, send)
-        return sent
-
-    assert asyncio.run(serve()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    relay = stand()
+    assert asyncio.run(live_through(with_relay(application), relay.running.wait)) == BOTH
     assert heard == ["lifespan.startup", "lifespan.shutdown"]
+    assert relay.stopped.is_set()
+
+
+async def refuses(scope: Any, receive: Any, send: Any) -> None:
+    raise ValueError(f"can only handle HTTP, not {scope['type']}")
+
+
+async def ignores(scope: Any, receive: Any, send: Any) -> None:
+    return
+
+
+@pytest.mark.parametrize("application", [refuses, ignores])
+def test_a_lifespan_that_the_application_does_not_know_is_answered_for_it(
+    application: Any, stand: Callable[..., Stand]
+) -> None:
+    relay = stand()
+    assert asyncio.run(live_through(with_relay(application), relay.running.wait)) == BOTH
+    assert relay.stopped.is_set()
+
+
+def test_an_application_that_fails_in_its_startup_is_the_servers_to_know(stand: Callable[..., Stand]) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise RuntimeError("no cache")
+
+    stand()
+    with pytest.raises(RuntimeError, match="no cache"):
+        asyncio.run(live_through(with_relay(application)))
+
+
+def test_first_requests_that_come_together_start_one_relay(stand: Callable[..., Stand]) -> None:
+    relay = stand()
+
+    async def main() -> None:
+        wrapped: Any = with_relay(ignores)
+        await asyncio.gather(*(wrapped({"type": "http"}, None, None) for _ in range(5)))
+        await live_through(wrapped)
+
+    asyncio.run(main())
+    assert relay.starts == 1
+
+
+def test_a_refused_set_up_is_tried_again_ever_more_rarely_and_said_once_for_each_reason(
+    stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When somebody has corrected the password, the relay runs without a restart of the server."""
+    relay = stand(*(RelayRefused(reason) for reason in ("wrong password", "wrong password", "no such database")))
+    waits: list[float] = []
+
+    async def pause(self: Any, seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asgi._WithRelay, "_pause", pause)
+    assert asyncio.run(live_through(with_relay(ignores), relay.running.wait)) == BOTH
+    assert waits[:3] == [5, 10, 20]
+    assert relay.starts == 4
+    said = [record.getMessage() for record in caplog.records if record.name == "pgsignals.asgi"]
+    assert [line.split(": ")[1].split(".")[0] for line in said] == ["wrong password", "no such database"]
+
+
+def test_a_relay_that_fails_as_nobody_foresaw_is_reported_and_started_again(
+    stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    relay = stand(RuntimeError("a bug"))
+
+    async def pause(self: Any, seconds: float) -> None:
+        return
+
+    monkeypatch.setattr(asgi._WithRelay, "_pause", pause)
+    assert asyncio.run(live_through(with_relay(ignores), relay.running.wait)) == BOTH
+    assert "RuntimeError: a bug" in caplog.text
 
 
 def test_another_word_for_receivers_is_refused() -> None:

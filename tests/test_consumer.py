@@ -12,6 +12,7 @@ from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.contrib.sessions.backends.db import SessionStore
+from django.db import OperationalError
 from django.test import Client
 
 from pgsignals.live.consumer import PgEventConsumer
@@ -67,7 +68,14 @@ async def ask(communicator: WebsocketCommunicator, *topics: str) -> Any:
 
 
 async def send(topic: str, number: int, relay: str = "r", **more: Any) -> None:
-    message = {"type": "pg.event", "topic": topic, "relay": relay, "number": number, "refetch": False, "events": []}
+    message: dict[str, Any] = {
+        "type": "pg.event",
+        "topic": topic,
+        "relay": relay,
+        "number": number,
+        "refetch": False,
+        "events": [],
+    }
     await get_channel_layer().group_send(f"pg.{topic}", {**message, **more})
 
 
@@ -130,6 +138,35 @@ def test_a_missed_number_or_another_relay_becomes_a_gap() -> None:
     talk(user("view_order"), work)
 
 
+def test_two_relays_that_feed_one_group_are_told_apart() -> None:
+    """Each has numbers of its own: only what is missing from one of them is a gap, and a relay's first message."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        heard = []
+        for number, relay in ((1, "r"), (1, "s"), (2, "r"), (2, "s"), (3, "r"), (4, "s"), (4, "r")):
+            await send(ORDER, number, relay)
+            while (await communicator.receive_json_from(timeout=10))["type"] == "gap":
+                heard.append("gap")
+            heard.append(relay)
+        assert heard == ["r", "gap", "s", "r", "s", "r", "gap", "s", "r"]
+
+    talk(user("view_order"), work)
+
+
+def test_a_missed_number_before_a_gap_is_one_gap() -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(ORDER, 1)
+        await communicator.receive_json_from(timeout=10)
+        await send(ORDER, 5, type="pg.gap", cause="c")
+        await send(ORDER, 6)
+        kinds = [(await communicator.receive_json_from(timeout=10))["type"] for _ in range(2)]
+        assert kinds == ["gap", "event"]
+
+    talk(user("view_order"), work)
+
+
 def test_losses_and_gaps_are_passed_on() -> None:
     async def work(communicator: WebsocketCommunicator) -> None:
         await ask(communicator, ORDER)
@@ -172,9 +209,155 @@ def test_a_permission_that_is_lost_ends_the_topic(change: str) -> None:
     talk(person, work, Eager)
 
 
+class Broken(Eager):
+    """The database is out of reach while `broken`."""
+
+    broken = False
+
+    def can_subscribe(self, user: Any, topic: str) -> bool:
+        if self.broken:
+            raise OperationalError("the server is gone")
+        return super().can_subscribe(user, topic)
+
+
+@pytest.fixture
+def broken() -> type[Broken]:
+    class Mine(Broken):
+        pass
+
+    return Mine
+
+
+def test_while_permissions_cannot_be_looked_up_losses_and_gaps_pass_and_events_become_a_gap(
+    broken: type[Broken], caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is when the database is gone: the page must hear that it is, and must stay connected."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(ORDER, 1)
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "event"
+        broken.broken = True
+        await send(ORDER, 2, type="pg.lost", cause="c")
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "lost"
+        await send(ORDER, 3)
+        await send(ORDER, 4, type="pg.gap", cause="c")
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "gap"
+        await send(ORDER, 5)
+        await communicator.send_json_to({"ping": 1})
+        assert await communicator.receive_json_from(timeout=10) == {"type": "pong"}
+        broken.broken = False
+        await send(ORDER, 6)
+        assert await communicator.receive_json_from(timeout=10) == {"type": "gap", "topic": ORDER, "cause": "missed"}
+        assert (await communicator.receive_json_from(timeout=10))["number"] == 6
+
+    talk(user("view_order"), work, broken)
+    assert "Permissions cannot be looked up (the server is gone)" in caplog.text
+
+
+def test_a_subscription_that_cannot_be_decided_closes_the_socket_so_that_the_browser_comes_again(
+    broken: type[Broken],
+) -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        broken.broken = True
+        await communicator.send_json_to({"subscribe": [ORDER]})
+        end = await communicator.receive_output(timeout=10)
+        assert (end["type"], end["code"]) == ("websocket.close", 1013)
+
+    talk(user("view_order"), work, broken)
+
+
+def test_a_projects_own_rule_that_fails_refuses(caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(PgEventConsumer):
+        def can_subscribe(self, user: Any, topic: str) -> bool:
+            return bool(topic.split(":")[1]) or super().can_subscribe(user, topic)
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        answer = await ask(communicator, ORDER, "channel:\ud800")
+        assert (answer["topics"], answer["refused"]) == (["channel:\ud800"], [ORDER])
+
+    talk(user("view_order"), work, Buggy)
+    assert "can_subscribe() failed for the topic 'shop.order', which is refused" in caplog.text
+    assert "IndexError" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["inactive", "deleted"])
+def test_a_user_who_came_without_a_session_is_looked_up_too(change: str) -> None:
+    """With a token, say. A rule that lets everybody in is not asked about somebody who is no longer there."""
+
+    class Generous(Eager):
+        def can_subscribe(self, user: Any, topic: str) -> bool:
+            return True
+
+    async def main() -> None:
+        communicator = WebsocketCommunicator(Generous.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = await sync_to_async(user)()
+        await communicator.connect(timeout=10)
+        await ask(communicator, ORDER)
+        everybody = User.objects.all()
+        await (everybody.aupdate(is_active=False) if change == "inactive" else everybody.adelete())
+        await send(ORDER, 1)
+        assert await communicator.receive_json_from(timeout=10) == {"type": "refused", "topic": ORDER}
+        await communicator.disconnect(timeout=10)
+
+    async_to_sync(main)()
+
+
+def test_a_permission_that_is_lost_is_not_believed_in_a_later_subscription() -> None:
+    """The user of the handshake remembers permissions; a page that stays open must not live on that."""
+    person = user("view_order")
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER, "shop.customer")
+        await sync_to_async(person.user_permissions.clear)()
+        await communicator.send_json_to({"subscribe": [ORDER, "shop.article"]})
+        assert await communicator.receive_json_from(timeout=10) == {"type": "refused", "topic": ORDER}
+        assert (await communicator.receive_json_from(timeout=10))["refused"] == [ORDER, "shop.article"]
+
+    talk(person, work, Eager)
+
+
+def test_the_consumer_uses_the_layer_that_the_relay_feeds(settings: Any) -> None:
+    settings.CHANNEL_LAYERS = {"other": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
+    settings.PGSIGNALS = {"CHANNEL_LAYER": "other"}
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        message = {"type": "pg.lost", "topic": ORDER, "relay": "r", "number": 1, "cause": "c"}
+        await get_channel_layer("other").group_send(f"pg.{ORDER}", message)
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "lost"
+
+    talk(user("view_order"), work)
+
+
+def test_without_a_layer_nobody_is_let_in_and_the_log_says_why(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    settings.CHANNEL_LAYERS = {}
+
+    async def main() -> bool:
+        communicator = WebsocketCommunicator(PgEventConsumer.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = await sync_to_async(user)()
+        connected, _ = await communicator.connect(timeout=10)
+        return bool(connected)
+
+    assert async_to_sync(main)() is False
+    assert "settings.CHANNEL_LAYERS has no layer 'default'" in caplog.text
+
+
 @pytest.mark.parametrize(
     "text",
-    ["x", "[]", "5", "null", '{"subscribe": 5}', '{"subscribe": [5]}', '{"subscribe": [[]]}', "[" * 100_000, "{}"],
+    [
+        "x",
+        "[]",
+        "5",
+        "null",
+        '{"subscribe": 5}',
+        '{"subscribe": "shop.order"}',
+        '{"subscribe": {"shop.order": 1}}',
+        '{"subscribe": [5]}',
+        '{"subscribe": [[]]}',
+        "[" * 100_000,
+        "{}",
+    ],
 )
 def test_rubbish_is_answered_and_harms_nothing(text: str) -> None:
     async def work(communicator: WebsocketCommunicator) -> None:
@@ -187,14 +370,19 @@ def test_rubbish_is_answered_and_harms_nothing(text: str) -> None:
     talk(user("view_order"), work)
 
 
-def test_thousands_of_topics_are_cut() -> None:
+def test_thousands_of_topics_are_refused() -> None:
+    """All that are too many, by name; and a text that is too long is not even read."""
+
     class Generous(PgEventConsumer):
         def can_subscribe(self, user: Any, topic: str) -> bool:
             return True
 
     async def work(communicator: WebsocketCommunicator) -> None:
-        answer = await ask(communicator, *(f"a.b{number}" for number in range(5000)))
-        assert len(answer["topics"]) == 100
-        assert len(json.dumps(answer)) < 10_000
+        asked = [f"a.b{number}" for number in range(5000)]
+        answer = await ask(communicator, *asked)
+        assert (answer["topics"], answer["refused"]) == (asked[:100], asked[100:])
+        assert (await ask(communicator, "a.more"))["refused"] == ["a.more"]
+        await communicator.send_to(text_data=json.dumps({"subscribe": asked * 10}))
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "error"
 
     talk(user(), work, Generous)

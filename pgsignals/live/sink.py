@@ -1,8 +1,10 @@
 """Forwards events to groups of Django Channels, as hints: which rows, not what is in them.
 
-A group gets at most ten messages a second, the first at once; what happens in between is put together. Beyond two
-hundred rows a message says "refetch". Messages are numbered for each group, so that a consumer sees when the layer
-dropped one (the in-memory layer drops over its capacity of 100 without a word).
+A group gets at most ten messages a second, the first at once; what happens in between is put together (see hints).
+Messages are numbered for each group, so that a consumer sees when the layer dropped one: the in-memory layer drops over
+its capacity of 100 without a word.
+
+Each topic that has something to say has a task of its own, so a layer that hangs on one group holds up no other.
 """
 
 from __future__ import annotations
@@ -10,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from channels.layers import get_channel_layer
@@ -19,10 +20,11 @@ from django.apps import apps
 from django.conf import settings
 
 from .. import conf
-from ..event import MESSAGE, TRUNCATE, PgEvent
+from ..event import PgEvent
 from ..receivers import registry
 from ..sink import Gap
 from ..triggers.declaration import declarations
+from .hints import Hints
 from .topics import channel_topic, group_of, model_topic, topic_of
 
 logger = logging.getLogger("pgsignals.live")
@@ -30,75 +32,14 @@ logger = logging.getLogger("pgsignals.live")
 INTERVAL = 0.1
 """Seconds between two messages to one group."""
 
-MAX_KEYS = 200
-"""Rows, or messages of an application channel, in one message; beyond it says "refetch"."""
-
-MAX_PAYLOADS = 32_000
-"""Bytes of the payloads in one message; beyond it says "refetch"."""
-
 _SEND_WITHIN = 5.0
 """Seconds that the layer may take for one message."""
 
 _RETRY_AFTER = 1.0
 """Seconds between attempts to tell of the gap that a failing layer left."""
 
-
-@dataclass(slots=True)
-class _Pending:
-    """What a topic's next messages will say."""
-
-    rows: dict[str, tuple[str, Any, set[str]]] = field(default_factory=dict)
-    payloads: list[Any] = field(default_factory=list)
-    payload_bytes: int = 0
-    refetch: bool = False
-    touched: bool = False
-    lost: str | None = None
-    gap: str | None = None
-
-    def add(self, event: PgEvent, size: int) -> None:
-        self.touched = True
-        if self.refetch:
-            return
-        if event.op == MESSAGE:
-            self._add_payload(event.payload, size)
-        elif event.op == TRUNCATE or event.raw_pk is None:
-            self._give_up()
-        else:
-            self._add_row(event)
-
-    def _add_row(self, event: PgEvent) -> None:
-        key = repr(event.raw_pk)
-        before = self.rows.get(key)
-        changed = set(event.changed) | (before[2] if before else set())
-        self.rows[key] = (event.op, event.raw_pk, changed)
-        if len(self.rows) > MAX_KEYS:
-            self._give_up()
-
-    def _add_payload(self, payload: Any, size: int) -> None:
-        self.payloads.append(payload)
-        self.payload_bytes += size
-        if len(self.payloads) > MAX_KEYS or self.payload_bytes > MAX_PAYLOADS:
-            self._give_up()
-
-    def _give_up(self) -> None:
-        self.refetch = True
-        self.rows.clear()
-        self.payloads.clear()
-
-    def messages(self, topic: str) -> Iterable[dict[str, Any]]:
-        if self.lost is not None:
-            yield {"type": "pg.lost", "topic": topic, "cause": self.lost}
-        if self.gap is not None:
-            yield {"type": "pg.gap", "topic": topic, "cause": self.gap}
-        if self.touched:
-            message: dict[str, Any] = {"type": "pg.event", "topic": topic, "refetch": self.refetch}
-            if topic.startswith("channel:"):
-                message["payloads"] = self.payloads
-            else:
-                message["events"] = [
-                    [operation, key, sorted(changed)] for operation, key, changed in self.rows.values()
-                ]
-            yield message
+_STOP_WITHIN = 1.0
+"""Seconds that the layer may take for the last messages."""
 
 
 class ChannelsSink:
@@ -111,88 +52,122 @@ class ChannelsSink:
     def __init__(self, alias: str = "default", channels: Collection[str] = ()) -> None:
         self.alias = alias
         self.run_id = uuid.uuid4().hex[:12]
+        self.failures = 0
+        """Messages that the layer did not take."""
         self._known = {*declared_topics(), *map(channel_topic, channels)}
-        self._pending: dict[str, _Pending] = {}
+        self._hints: dict[str, Hints] = {}
         self._numbers: dict[str, int] = {}
-        self._down = False
-        self._stopping = False
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._senders: dict[str, asyncio.Task[None]] = {}
+        self._failing: set[str] = set()
+        self._lost: str | None = None
+        self._stopped = asyncio.Event()
 
     async def start(self) -> None:
-        """Start the task that sends."""
-        self._task = asyncio.create_task(self._work(), name="pgsignals-channels")
+        """Nothing to do: who has nothing to say needs no task."""
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Note what happened, for the next message."""
-        share = size // max(len(events), 1)
         for event in events:
-            self._of(topic_of(event)).add(event, share)
-        self._wake.set()
+            self._of(topic_of(event)).add(event)
 
     def lost(self, cause: str) -> None:
         """Tell every group: what it shows may be old."""
+        self._lost = cause
         for topic in self._topics():
-            self._of(topic).lost = cause
-        self._wake.set()
+            self._of(topic).lost = True
 
     def gap(self, gap: Gap) -> None:
         """Tell every group to fetch anew."""
+        if gap.connected:
+            self._lost = None
         for topic in self._topics():
             self._of(topic).gap = gap.cause
-        self._wake.set()
 
     async def stop(self) -> None:
         """Send what waits, once, and end."""
-        self._stopping = True
-        self._wake.set()
-        if self._task is not None:
-            await asyncio.wait([self._task], timeout=_SEND_WITHIN)
-            self._task.cancel()
+        self._stopped.set()
+        if senders := list(self._senders.values()):
+            _, late = await asyncio.wait(senders, timeout=_STOP_WITHIN)
+            for sender in late:
+                sender.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     def _topics(self) -> set[str]:
         return self._known | self._numbers.keys()
 
-    def _of(self, topic: str) -> _Pending:
-        return self._pending.setdefault(topic, _Pending())
+    def _of(self, topic: str) -> Hints:
+        """The topic's hints, which will be sent."""
+        hints = self._hints.get(topic)
+        if hints is None:
+            hints = self._hints[topic] = Hints()
+            if topic not in self._senders:
+                self._senders[topic] = asyncio.create_task(self._send_all(topic), name=f"pgsignals-channels {topic}")
+        return hints
 
-    async def _work(self) -> None:
-        while not self._stopping:
-            await self._wake.wait()
-            self._wake.clear()
-            pending, self._pending = self._pending, {}
-            await asyncio.gather(*(self._send(topic, one) for topic, one in pending.items()))
-            if not self._stopping:
-                await asyncio.sleep(_RETRY_AFTER if self._down else INTERVAL)
+    # One task for each topic that has something to say.
 
-    async def _send(self, topic: str, pending: _Pending) -> None:
-        layer: Any = get_channel_layer(self.alias)
-        for message in pending.messages(topic):
-            # It counts also where it does not arrive: that is how a consumer notices.
-            number = self._numbers[topic] = self._numbers.get(topic, 0) + 1
-            try:
-                async with asyncio.timeout(_SEND_WITHIN):
-                    await layer.group_send(group_of(topic), {**message, "relay": self.run_id, "number": number})
-            except Exception as error:
-                self._failed(topic, error)
+    async def _send_all(self, topic: str) -> None:
+        try:
+            while (hints := self._hints.pop(topic, None)) is not None:
+                await self._send_hints(topic, hints)
+        finally:
+            del self._senders[topic]
+
+    async def _send_hints(self, topic: str, hints: Hints) -> None:
+        for message in hints.messages(topic, self._lost):
+            if not await self._send(topic, message):
+                await self._pause(_RETRY_AFTER)
                 return
-        if self._down:
-            self._down = False
-            logger.warning("The channel layer %r works again; browsers are told to fetch anew.", self.alias)
+            await self._pause(INTERVAL)
+
+    async def _send(self, topic: str, message: dict[str, Any]) -> bool:
+        # It counts also where it does not arrive: that is how a consumer notices.
+        number = self._numbers[topic] = self._numbers.get(topic, 0) + 1
+        try:
+            layer: Any = get_channel_layer(self.alias)
+            async with asyncio.timeout(_SEND_WITHIN):
+                await layer.group_send(group_of(topic), {**message, "relay": self.run_id, "number": number})
+        except Exception as error:
+            self._failed(topic, error)
+            return False
+        self._worked(topic)
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+        except TimeoutError:
+            pass
 
     def _failed(self, topic: str, error: Exception) -> None:
-        if not self._down:
+        self.failures += 1
+        if not self._failing:
+            reason = f"no answer in {_SEND_WITHIN:.0f} s" if isinstance(error, TimeoutError) else str(error)
             logger.error(
-                "The channel layer %r takes no message (%s: %s); browsers do not hear of changes. Trying again every "
-                "%.0f s.",
+                "The channel layer %r takes no message for the group %r (%s: %s); browsers do not hear of changes. "
+                "Trying again every %.0f s; this is said once.",
                 self.alias,
+                group_of(topic),
                 type(error).__name__,
-                error,
+                reason,
                 _RETRY_AFTER,
             )
-        self._down = True
-        self._of(topic).gap = "the channel layer was out of reach"
-        self._wake.set()
+        self._failing.add(topic)
+        if not self._stopped.is_set():
+            hints = self._of(topic)
+            hints.gap = hints.gap or "the channel layer was out of reach"
+
+    def _worked(self, topic: str) -> None:
+        if topic not in self._failing:
+            return
+        self._failing.remove(topic)
+        if not self._failing:
+            logger.warning(
+                "The channel layer %r works again; it has refused %d messages since the start. Browsers are told to "
+                "fetch anew.",
+                self.alias,
+                self.failures,
+            )
 
 
 def declared_topics() -> set[str]:

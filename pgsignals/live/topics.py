@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 
 from ..event import PgEvent
+
+_CHANNEL = "channel:"
 
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]")
 
@@ -17,14 +20,26 @@ _LONGEST = 99
 """Characters of a group's name (channels.layers.BaseChannelLayer)."""
 
 
+@lru_cache(maxsize=1000)
 def model_topic(label: str) -> str:
-    """The topic of a model, by its label."""
-    return label.lower()
+    """The topic of a model, by its label. Case counts in an app's label, as in Django, and not in a model's name."""
+    app, dot, model = label.partition(".")
+    return f"{app}{dot}{model.lower()}"
 
 
 def channel_topic(channel: str) -> str:
     """The topic of an application channel."""
-    return f"channel:{channel}"
+    return f"{_CHANNEL}{channel}"
+
+
+def is_channel(topic: str) -> bool:
+    """Whether it is the topic of an application channel, and not of a model."""
+    return topic.startswith(_CHANNEL)
+
+
+def asked_topic(text: str) -> str:
+    """The topic that somebody means who writes `flights.Flight`."""
+    return text if is_channel(text) else model_topic(text)
 
 
 def topic_of(event: PgEvent) -> str:
@@ -34,7 +49,7 @@ def topic_of(event: PgEvent) -> str:
 
 def model_group(label: str) -> str:
     """The group of a model: `pg.flights.flight`."""
-    return _safe(f"pg.{label.lower()}")
+    return _safe(f"pg.{model_topic(label)}")
 
 
 def channel_group(channel: str) -> str:
@@ -44,8 +59,7 @@ def channel_group(channel: str) -> str:
 
 def group_of(topic: str) -> str:
     """The group of a topic."""
-    kind, colon, channel = topic.partition(":")
-    return channel_group(channel) if colon and kind == "channel" else model_group(topic)
+    return channel_group(topic.removeprefix(_CHANNEL)) if is_channel(topic) else model_group(topic)
 
 
 def _safe(name: str) -> str:
@@ -53,4 +67,6 @@ def _safe(name: str) -> str:
     safe = _UNSAFE.sub("-", name)
     if safe == name and len(safe) <= _LONGEST:
         return name
-    return f"{safe[:80]}.{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    # A browser may ask for what UTF-8 cannot write.
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()
+    return f"{safe[:80]}.{digest[:12]}"

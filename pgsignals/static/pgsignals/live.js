@@ -7,14 +7,19 @@
      });
      live.close();
 
-   "lost" is shown when the WebSocket is gone, and when the relay behind it has no connection to the database.
+   "lost" is shown when the WebSocket is gone or silent, and when the relay behind it has no connection to the database.
+   "refused" is shown when the user may hear of none of the topics (any more).
    After each reconnect onGap is called: nobody knows what happened meanwhile.
 */
 "use strict";
 
 (function () {
-  const FIRST_WAIT = 500; // milliseconds
+  // Milliseconds.
+  const FIRST_WAIT = 500;
   const LONGEST_WAIT = 15000;
+  const PING_EVERY = 25000;
+  const ANSWER_WITHIN = 10000;
+  const GAP_SPREAD = 400;
 
   function absolute(url) {
     const full = new URL(url, window.location.href);
@@ -28,15 +33,18 @@
   }
 
   function connect(url, topics, handlers) {
+    const granted = new Set();
+    const gaps = new Map(); // topic -> timer
     let socket = null;
     let attempt = 0;
-    let timer = null;
+    let timer = null; // of the next attempt
+    let pulse = null; // of the next ping, or of the answer to it
     let closed = false;
     let connectedBefore = false;
     let state = null;
 
     function call(name, argument) {
-      if (handlers[name]) {
+      if (!closed && handlers[name]) {
         handlers[name](argument);
       }
     }
@@ -48,46 +56,73 @@
       }
     }
 
-    function subscribed(message) {
-      if (message.topics.length === 0) {
-        become("refused");
-        return;
+    // A gap reaches all browsers at once, and each will ask the server for everything: spread that a little.
+    function announceGap(topic, cause) {
+      if (!gaps.has(topic)) {
+        const tell = function () {
+          gaps.delete(topic);
+          call("onGap", { topic: topic, cause: cause });
+        };
+        gaps.set(topic, window.setTimeout(tell, Math.random() * GAP_SPREAD));
       }
-      attempt = 0;
-      become("live");
-      if (connectedBefore) {
-        for (const topic of message.topics) {
-          call("onGap", { topic: topic, cause: "reconnected" });
-        }
-      }
-      connectedBefore = true;
     }
 
     const on = {
-      subscribed: subscribed,
+      subscribed(message) {
+        granted.clear();
+        message.topics.forEach((topic) => granted.add(topic));
+        for (const topic of message.refused) {
+          console.warn("pgsignals: the server refused the topic " + topic);
+        }
+        attempt = 0;
+        become(granted.size ? "live" : "refused");
+        if (connectedBefore) {
+          granted.forEach((topic) => announceGap(topic, "reconnected"));
+        }
+        connectedBefore = true;
+      },
       event(message) {
         become("live");
         call("onEvent", message);
       },
       gap(message) {
         become("live");
-        call("onGap", message);
+        announceGap(message.topic, message.cause);
       },
       lost() {
         become("lost");
       },
-      refused() {
-        become("refused");
+      refused(message) {
+        granted.delete(message.topic);
+        if (granted.size === 0) {
+          become("refused");
+        }
       },
       error(message) {
         console.warn("pgsignals: " + message.message);
       },
     };
 
-    function again() {
-      if (closed) {
-        return;
+    // A connection whose other end vanished says nothing, for ever: silence is asked whether it is still there.
+    function alive() {
+      window.clearTimeout(pulse);
+      pulse = window.setTimeout(function () {
+        socket.send('{"ping": 1}');
+        pulse = window.setTimeout(again, ANSWER_WITHIN);
+      }, PING_EVERY);
+    }
+
+    function letGo() {
+      window.clearTimeout(pulse);
+      if (socket !== null) {
+        socket.onopen = socket.onmessage = socket.onclose = null;
+        socket.close();
+        socket = null;
       }
+    }
+
+    function again() {
+      letGo();
       become("lost");
       attempt += 1;
       timer = window.setTimeout(open, jittered(attempt));
@@ -102,21 +137,23 @@
         again();
         return;
       }
-      socket.addEventListener("open", function () {
+      socket.onopen = function () {
         socket.send(JSON.stringify({ subscribe: topics }));
-      });
-      socket.addEventListener("message", function (event) {
+        alive();
+      };
+      socket.onmessage = function (event) {
+        alive();
         const message = JSON.parse(event.data);
         if (Object.hasOwn(on, message.type)) {
           on[message.type](message);
         }
-      });
-      socket.addEventListener("close", again);
+      };
+      socket.onclose = again;
     }
 
     // A laptop that wakes, or a network that returns, need not wait for the timer.
     function atOnce() {
-      if (!closed && timer !== null) {
+      if (timer !== null) {
         window.clearTimeout(timer);
         open();
       }
@@ -130,7 +167,8 @@
         closed = true;
         window.removeEventListener("online", atOnce);
         window.clearTimeout(timer);
-        socket.close();
+        gaps.forEach((waiting) => window.clearTimeout(waiting));
+        letGo();
       },
     };
   }

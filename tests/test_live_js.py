@@ -1,0 +1,200 @@
+"""The script in the page: what it tells the page, and when it comes back. A real Chromium, but the test's own clock."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+import pgsignals
+
+from .browser import ARGUMENTS, chromium
+
+SCRIPT = Path(pgsignals.__file__).parent / "static/pgsignals/live.js"
+
+# In the place of the browser's own: the page keeps every socket, and the test speaks for the server.
+FAKE = """() => {
+    window.sockets = [];
+    window.heard = [];
+    Math.random = () => 0.5;
+    window.WebSocket = class {
+        constructor(url) { this.url = url; this.sent = []; this.closed = false; sockets.push(this); }
+        send(text) { this.sent.push(JSON.parse(text)); }
+        close() { this.closed = true; if (this.onclose) { this.onclose(); } }
+    };
+}"""
+
+CONNECT = """() => {
+    window.live = pgsignals.connect("/ws/pg/", ["a.b", "a.c"], {
+        onEvent: (message) => heard.push(["event", message.topic]),
+        onGap: (message) => heard.push(["gap", message.topic, message.cause]),
+        onState: (state) => heard.push(["state", state]),
+    });
+}"""
+
+
+class Script:
+    """A page that is connected, and the server's part in the test's hand."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+
+    def heard(self) -> list[Any]:
+        """What the page was told since the last time."""
+        return list(self.page.evaluate("heard.splice(0)"))
+
+    def sockets(self) -> int:
+        return int(self.page.evaluate("sockets.length"))
+
+    def sent(self) -> list[Any]:
+        return list(self.page.evaluate("sockets.at(-1).sent.splice(0)"))
+
+    def opens(self) -> None:
+        self.page.evaluate("sockets.at(-1).onopen()")
+
+    def says(self, **message: Any) -> None:
+        self.page.evaluate("text => sockets.at(-1).onmessage({ data: text })", json.dumps(message))
+
+    def subscribed(self, *refused: str) -> None:
+        granted = [topic for topic in ("a.b", "a.c") if topic not in refused]
+        self.opens()
+        self.says(type="subscribed", topics=granted, refused=refused)
+
+    def closes(self) -> None:
+        self.page.evaluate("sockets.at(-1).close()")
+
+    def wait(self, milliseconds: int) -> None:
+        self.page.clock.run_for(milliseconds)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Page]:
+    path = chromium()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        page = browser.new_page()
+        page.route("**/*", lambda route: route.fulfill(body="<!doctype html>", content_type="text/html"))
+        page.clock.install(time=0)
+        page.clock.pause_at(1)
+        yield page
+        browser.close()
+
+
+@pytest.fixture
+def script(page: Page) -> Script:
+    page.goto("https://example.test/page")
+    page.evaluate(FAKE)
+    page.add_script_tag(path=SCRIPT)
+    page.evaluate(CONNECT)
+    return Script(page)
+
+
+def test_it_connects_subscribes_and_passes_events_on(script: Script) -> None:
+    assert script.page.evaluate("sockets[0].url") == "wss://example.test/ws/pg/"
+    script.opens()
+    assert script.sent() == [{"subscribe": ["a.b", "a.c"]}]
+    script.says(type="subscribed", topics=["a.b", "a.c"], refused=[])
+    script.says(type="event", topic="a.b", number=1, refetch=False, events=[])
+    assert script.heard() == [["state", "connecting"], ["state", "live"], ["event", "a.b"]]
+
+
+def test_after_a_reconnect_every_topic_has_a_gap(script: Script) -> None:
+    """Each once, and a little later, so that all browsers do not fetch in the same moment."""
+    script.subscribed()
+    script.heard()
+    script.closes()
+    assert script.heard() == [["state", "lost"]]
+    script.wait(1000)
+    assert script.sockets() == 2
+    script.subscribed()
+    script.says(type="gap", topic="a.b", cause="missed")
+    assert script.heard() == [["state", "live"]]
+    script.wait(400)
+    assert script.heard() == [["gap", "a.b", "reconnected"], ["gap", "a.c", "reconnected"]]
+
+
+def test_the_waits_grow_and_start_small_again_after_a_success(script: Script) -> None:
+    waits = [750, 1500, 3000, 6000, 11250, 11250]
+    for number, milliseconds in enumerate(waits, 1):
+        script.closes()
+        script.wait(milliseconds - 1)
+        assert script.sockets() == number
+        script.wait(1)
+        assert script.sockets() == number + 1
+    script.subscribed()
+    script.closes()
+    script.wait(750)
+    assert script.sockets() == len(waits) + 2
+
+
+def test_a_network_that_returns_is_used_at_once(script: Script) -> None:
+    script.closes()
+    script.page.evaluate("window.dispatchEvent(new Event('online'))")
+    assert script.sockets() == 2
+    script.wait(60_000)
+    assert script.sockets() == 2
+
+
+def test_a_connection_that_has_gone_silent_is_given_up(script: Script) -> None:
+    """Its other end vanished without a word; only a question that stays unanswered shows that."""
+    script.subscribed()
+    script.sent()
+    script.wait(25_000)
+    assert script.sent() == [{"ping": 1}]
+    script.says(type="pong")
+    script.wait(24_000)
+    assert script.sent() == []
+    script.wait(1000)
+    assert script.sent() == [{"ping": 1}]
+    script.heard()
+    script.wait(10_000)
+    assert script.heard() == [["state", "lost"]]
+    assert script.page.evaluate("sockets[0].closed")
+    script.wait(750)
+    assert script.sockets() == 2
+
+
+def test_a_relay_without_its_database_shows_until_it_is_back(script: Script) -> None:
+    script.subscribed()
+    script.heard()
+    script.says(type="lost", topic="a.b", cause="c")
+    assert script.heard() == [["state", "lost"]]
+    script.says(type="gap", topic="a.b", cause="c")
+    script.wait(400)
+    assert script.heard() == [["state", "live"], ["gap", "a.b", "c"]]
+    assert script.sockets() == 1
+
+
+def test_refused_is_shown_only_when_no_topic_is_left(script: Script) -> None:
+    script.subscribed("a.b")
+    assert script.heard() == [["state", "connecting"], ["state", "live"]]
+    script.says(type="refused", topic="a.c")
+    assert script.heard() == [["state", "refused"]]
+
+
+def test_refused_from_the_start(script: Script) -> None:
+    script.subscribed("a.b", "a.c")
+    assert script.heard() == [["state", "connecting"], ["state", "refused"]]
+
+
+def test_after_close_nothing_more_is_told_or_tried(script: Script) -> None:
+    script.subscribed()
+    script.says(type="gap", topic="a.b", cause="c")
+    script.heard()
+    script.page.evaluate("live.close()")
+    script.page.evaluate("window.dispatchEvent(new Event('online'))")
+    script.wait(120_000)
+    assert script.heard() == []
+    assert (script.sockets(), script.page.evaluate("sockets[0].closed")) == (1, True)
+
+
+@pytest.mark.parametrize("kind", ["pong", "something new", "toString", "__proto__"])
+def test_messages_of_a_kind_that_it_does_not_know_are_passed_over(script: Script, kind: str) -> None:
+    script.subscribed()
+    script.heard()
+    script.says(type=kind)
+    assert script.heard() == []
