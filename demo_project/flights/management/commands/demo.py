@@ -103,10 +103,13 @@ class Command(BaseCommand):
             endpoints=[f"tcp:port={port}:interface={LOOPBACK}"],
             ready_callable=ready,
             verbosity=0,
-            # Twisted's own handlers take SIGINT and SIGTERM from here on, and let daphne and the relay end.
+            # Twisted's own handlers take SIGINT and SIGTERM, and let daphne and the relay end.
             signal_handlers=True,
             application_close_timeout=2,
         )
+        # Twisted takes SIGINT over only from Python's own handler. Ours would raise inside one of its callbacks, which
+        # keep what is raised in them, and nobody would end.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             page.run()
         finally:
