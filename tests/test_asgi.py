@@ -71,6 +71,19 @@ def test_an_event_reaches_a_websocket_and_the_end_is_clean(serve: Serve, memory:
 
 
 @SERVERS
+def test_a_receiver_that_runs_may_finish(serve: Serve, memory: dict[str, str]) -> None:
+    """Daphne has no lifespan, and would end in the middle of it."""
+    session = log_in("view_order")
+    with serve("with_relay_everywhere", memory) as (process, port):
+        one_event(process, port, session, INSERT)
+        write("INSERT INTO shop_customer (id, name) VALUES (7, 'Ada')")
+        process.wait_for("receiver begins: insert 7")
+        process.end(signal.SIGINT)
+        assert "receiver has finished: insert 7" in process.text
+        assert "Traceback" not in process.text
+
+
+@SERVERS
 def test_sigterm_ends_it_too(serve: Serve, memory: dict[str, str]) -> None:
     session = log_in("view_order")
     with serve("with_relay_everywhere", memory) as (process, port):

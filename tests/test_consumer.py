@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from django.contrib.sessions.backends.db import SessionStore
 from django.db import OperationalError
 from django.test import Client
 
+from pgsignals.live import consumer as consumer_module
 from pgsignals.live.consumer import PgEventConsumer
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -207,6 +209,31 @@ def test_a_permission_that_is_lost_ends_the_topic(change: str) -> None:
         assert (await ask(communicator, ORDER))["topics"] == []
 
     talk(person, work, Eager)
+
+
+def test_a_permission_is_believed_for_thirty_seconds_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked up again with the first message after that, not with each: a busy page would query without end."""
+    asked: list[str] = []
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(consumer_module, "time", clock)
+
+    class Counting(PgEventConsumer):
+        def can_subscribe(self, user: Any, topic: str) -> bool:
+            asked.append(topic)
+            return True
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        lookups = []
+        for number, moment in enumerate((1029, 1030, 1031, 1059, 1061), 1):
+            now[0] = moment
+            await send(ORDER, number)
+            await communicator.receive_json_from(timeout=10)
+            lookups.append(len(asked))
+        assert lookups == [1, 2, 2, 2, 3]
+
+    talk(user(), work, Counting)
 
 
 class Broken(Eager):

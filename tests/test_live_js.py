@@ -170,10 +170,17 @@ def test_a_relay_without_its_database_shows_until_it_is_back(script: Script) -> 
 
 
 def test_refused_is_shown_only_when_no_topic_is_left(script: Script) -> None:
-    script.subscribed("a.b")
-    assert script.heard() == [["state", "connecting"], ["state", "live"]]
+    script.subscribed()
+    script.heard()
+    script.says(type="refused", topic="a.b")
+    assert script.heard() == []
     script.says(type="refused", topic="a.c")
     assert script.heard() == [["state", "refused"]]
+
+
+def test_a_topic_that_is_refused_at_first_leaves_the_other_live(script: Script) -> None:
+    script.subscribed("a.b")
+    assert script.heard() == [["state", "connecting"], ["state", "live"]]
 
 
 def test_refused_from_the_start(script: Script) -> None:

@@ -140,6 +140,7 @@ def test_what_waits_is_sent_when_the_relay_stops() -> None:
             sink.put([row("insert", pk)], 1)
             await asyncio.sleep(0)
         await sink.stop()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
         assert [(await receive())["events"] for _ in range(2)] == [[["insert", 1, []]], [["insert", 2, []]]]
 
     run(work, "shop.order")

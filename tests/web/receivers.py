@@ -2,8 +2,10 @@
 
 import sys
 
+from django.db import connection
+
 from pgsignals import PgEvent, on_pg_event
-from tests.shop.models import Order
+from tests.shop.models import Customer, Order
 
 
 def say(word: str, event: PgEvent) -> None:
@@ -19,3 +21,11 @@ def ordinary(event: PgEvent) -> None:
 @on_pg_event(Order, everywhere=True)
 def everywhere(event: PgEvent) -> None:
     say("everywhere", event)
+
+
+@on_pg_event(Customer, everywhere=True)
+def takes_its_time(event: PgEvent) -> None:
+    say("begins", event)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(0.7)")
+    say("has finished", event)

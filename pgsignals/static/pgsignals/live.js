@@ -34,7 +34,7 @@
 
   function connect(url, topics, handlers) {
     const granted = new Set();
-    const gaps = new Map(); // topic -> timer
+    const gaps = new Set(); // topics whose gap is about to be told
     let socket = null;
     let attempt = 0;
     let timer = null; // of the next attempt
@@ -59,11 +59,11 @@
     // A gap reaches all browsers at once, and each will ask the server for everything: spread that a little.
     function announceGap(topic, cause) {
       if (!gaps.has(topic)) {
-        const tell = function () {
+        gaps.add(topic);
+        window.setTimeout(function () {
           gaps.delete(topic);
           call("onGap", { topic: topic, cause: cause });
-        };
-        gaps.set(topic, window.setTimeout(tell, Math.random() * GAP_SPREAD));
+        }, Math.random() * GAP_SPREAD);
       }
     }
 
@@ -167,7 +167,6 @@
         closed = true;
         window.removeEventListener("online", atOnce);
         window.clearTimeout(timer);
-        gaps.forEach((waiting) => window.clearTimeout(waiting));
         letGo();
       },
     };
