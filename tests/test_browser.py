@@ -225,7 +225,7 @@ def test_staff_who_may_not_view_flights_get_neither_page_nor_events(
     guest.evaluate(
         """() => new Promise((resolve) => {
             window.heard = [];
-            const socket = new WebSocket("/events/".replace(/^/, location.origin.replace("http", "ws")));
+            const socket = new WebSocket(location.origin.replace("http", "ws") + "/events/");
             socket.onopen = () => socket.send(JSON.stringify({ subscribe: ["flights.flight"] }));
             socket.onmessage = (event) => { window.heard.push(JSON.parse(event.data)); resolve(); };
         })"""
