@@ -25,7 +25,7 @@ HOUR = "19"
 PICTURES = {
     "dashboard": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
     "dashboard-dark": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "dark"},
-    "dashboard-phone": {"viewport": {"width": 390, "height": 844}, "color_scheme": "light", "device_scale_factor": 2},
+    "dashboard-phone": {"viewport": {"width": 390, "height": 1240}, "color_scheme": "light", "device_scale_factor": 2},
     "dashboard-wall": {"viewport": {"width": 1920, "height": 1080}, "color_scheme": "dark"},
 }
 
@@ -63,14 +63,15 @@ def photograph(url: str) -> None:
 
 
 def picture(browser: Browser, url: str, name: str, options: dict[str, object]) -> None:
-    page = browser.new_page(**options)  # type: ignore[arg-type]
+    # Reduced motion: a picture taken in the middle of an animation shows neither what was nor what is.
+    page = browser.new_page(reduced_motion="reduce", **options)  # type: ignore[arg-type]
     page.set_default_timeout(120_000)
     page.goto(url)
     page.wait_for_selector('.live[data-state="live"]')
     # The first picture waits for its hour; by then the others' hour is there too, or has just passed.
     page.wait_for_function("hour => document.querySelector('#clock .time').textContent.slice(0, 2) >= hour", arg=HOUR)
     page.wait_for_function("() => document.querySelectorAll('#feed li').length >= 12")
-    page.screenshot(path=IMAGES / f"{name}.png", full_page="phone" in name)
+    page.screenshot(path=IMAGES / f"{name}.png")
     page.close()
 
 

@@ -171,10 +171,14 @@
     line.borderColor = line.backgroundColor = ink("--delayed");
     bars.backgroundColor = ink("--bars");
     airlines.data.datasets[0].backgroundColor = airlines.data.datasets[0].data.map(severity);
-    Chart.defaults.color = ink("--body-quiet-color");
-    Chart.defaults.borderColor = ink("--hairline-color");
-    hours.update();
-    airlines.update();
+    for (const chart of [hours, airlines]) {
+      chart.options.color = ink("--body-quiet-color");
+      for (const scale of Object.values(chart.options.scales)) {
+        scale.ticks.color = ink("--body-quiet-color");
+        scale.grid.color = ink("--hairline-color");
+      }
+      chart.update();
+    }
   }
 
   function showCharts(numbers) {
