@@ -699,7 +699,9 @@ def report(args: argparse.Namespace) -> int:
     failed = sum(not bar.holds for bar in bars)
     say(f"\n**PostgreSQL {number}: {len(bars) - failed} bars hold, {failed} do not.**\n")
     if few or rows != 100_000:
-        say(f"(The bars are meant for 100,000 rows and many turns; this was a look with {rows:,}.)\n")
+        say(
+            f"(The bars are meant for 100,000 rows and many turns; these were {rows:,} rows{' and few turns' * few}.)\n"
+        )
     return 1 if failed and args.check else 0
 
 
