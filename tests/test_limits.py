@@ -13,6 +13,7 @@ import psycopg
 import pytest
 from django.core.management import call_command
 from django.db import connection, models, transaction
+from django.db.models.signals import post_delete
 from django.db.utils import DatabaseError
 from django.test.utils import isolate_apps
 
@@ -52,6 +53,13 @@ def declare(model: type[models.Model], declaration: Notify, on: Any = connection
     """As the migration that adds the declaration does."""
     with on.schema_editor() as editor:
         editor.add_constraint(model, declaration)
+
+
+def variant(db_table: str = "limits_thing", **fields: Any) -> type[models.Model]:
+    """A model that is called as Thing is, with other fields, or on another table."""
+    with isolate_apps("tests.shop"):
+        meta = type("Meta", (), {"app_label": "shop", "db_table": db_table})
+        return type("Thing", (models.Model,), {"__module__": __name__, "Meta": meta, **fields})
 
 
 Make = Callable[..., None]
@@ -314,16 +322,18 @@ PARENT = "CREATE TABLE limits_parent (id integer PRIMARY KEY)"
 
 
 def test_a_cascade_by_the_database_is_a_delete_of_each_row(make: Make, listener: Listener) -> None:
-    """However many parents go in one statement, their children share notifications."""
+    """However many parents go in one statement, their children share notifications, and come after them."""
     make(PARENT, CHILD.format(REFERENCES.format("CASCADE")))
+    declare(variant(db_table="limits_parent"), Notify(name="limits_parent_events"))
     run(
-        "INSERT INTO limits_parent SELECT generate_series(1, 100)",
-        "INSERT INTO limits_thing (id, amount) SELECT n, n FROM generate_series(1, 100) AS n",
+        "INSERT INTO limits_parent SELECT generate_series(1, 50)",
+        "INSERT INTO limits_thing (id, amount) SELECT n + 50, n FROM generate_series(1, 50) AS n",
     )
     listener.notifications()
     run("DELETE FROM limits_parent")
-    (notification,) = listener.notifications()
-    events = listener.decoder.decode(notification.channel, notification.payload)
+    notifications = listener.notifications()
+    assert len(notifications) == 2
+    events = [event for one in notifications for event in listener.decoder.decode(one.channel, one.payload)]
     assert [(event.op, event.pk) for event in events] == [("delete", number) for number in range(1, 101)]
 
 
@@ -359,7 +369,13 @@ def test_db_cascade_of_django_is_a_delete_of_each_row(make: Make, listener: List
     parent = Parent.objects.create()
     children = [Child.objects.create(parent=parent).pk for _ in range(2)]
     listener.notifications()
-    parent.delete()
+    said: list[models.Model] = []
+    post_delete.connect(lambda instance, **kwargs: said.append(instance), weak=False, dispatch_uid="limits")
+    try:
+        parent.delete()
+    finally:
+        post_delete.disconnect(dispatch_uid="limits")
+    assert said == [parent]
     assert [(event.op, event.pk) for event in listener.events()] == [("delete", key) for key in children]
 
 
@@ -533,19 +549,12 @@ def generated(kind: str) -> str:
     )
 
 
-def declare_double() -> None:
-    with isolate_apps("tests.shop"):
-
-        class Thing(models.Model):
-            name = models.TextField()
-            amount = models.IntegerField()
-            double = models.IntegerField()
-
-            class Meta:
-                app_label = "shop"
-                db_table = "limits_thing"
-
-    declare(Thing, Notify(name="limits_thing_events", fields=["double"]))
+def declare_double(stored: bool) -> None:
+    double = models.GeneratedField(
+        expression=models.F("amount") * 2, output_field=models.IntegerField(), db_persist=stored
+    )
+    model = variant(amount=models.IntegerField(), double=double)
+    declare(model, Notify(name="limits_thing_events", fields=["double"]))
 
 
 WRITES = ["INSERT INTO limits_thing (id, amount) VALUES (1, 2)", "UPDATE limits_thing SET amount = 3"]
@@ -553,7 +562,7 @@ WRITES = ["INSERT INTO limits_thing (id, amount) VALUES (1, 2)", "UPDATE limits_
 
 def test_a_stored_generated_column_travels(make: Make, listener: Listener) -> None:
     run(generated("STORED"))
-    declare_double()
+    declare_double(stored=True)
     run(*WRITES)
     assert [(event.op, event.changed, event.old, event.new) for event in listener.events()] == [
         ("insert", frozenset(), None, {"double": 4}),
@@ -581,7 +590,7 @@ def test_a_virtual_generated_column_is_never_named_as_changed(make: Make, listen
 @pytest.mark.usefixtures("virtual_columns")
 def test_the_value_of_a_virtual_generated_column_does_not_travel(make: Make, listener: Listener) -> None:
     run(generated("VIRTUAL"))
-    declare_double()
+    declare_double(stored=False)
     run(*WRITES)
     events = listener.events()
     assert [(event.op, event.pk) for event in events] == [("insert", 1), ("update", 1)]
@@ -665,7 +674,11 @@ def test_ddl_that_rewrites_rows_is_not_seen(things: Make, listener: Listener) ->
 
 def test_a_role_that_may_only_write_the_table_announces(things: Make, listener: Listener) -> None:
     """It needs no right on our functions, nor to read what it writes."""
-    run("CREATE ROLE limits_writer", "GRANT INSERT (id, name) ON limits_thing TO limits_writer")
+    run(
+        "CREATE ROLE limits_writer",
+        "REVOKE ALL ON FUNCTION pgsignals_limits_thing_events() FROM PUBLIC",
+        "GRANT INSERT (id, name) ON limits_thing TO limits_writer",
+    )
     try:
         with connect() as writer:
             writer.execute("SET ROLE limits_writer")
@@ -895,7 +908,7 @@ def test_a_listener_inside_a_long_transaction_fills_the_queue_and_fails_commits(
     assert events[-1].new == {"name": "goes"}
 
 
-def test_a_standby_refuses_to_listen() -> None:
+def test_a_standby_refuses_to_listen_to_notify_and_to_write() -> None:
     server = Server()
     try:
         server.start()
@@ -903,11 +916,10 @@ def test_a_standby_refuses_to_listen() -> None:
         # Without a primary it waits for one, as a standby that has lost it does.
         (server.data / "standby.signal").touch()
         server.start()
-        with (
-            psycopg.connect(dbname="postgres", host=str(server.folder), user="postgres") as connection,
-            pytest.raises(psycopg.errors.ReadOnlySqlTransaction, match="LISTEN during recovery"),
-        ):
-            connection.execute("LISTEN pgsignals")
+        with psycopg.connect(dbname="postgres", host=str(server.folder), user="postgres", autocommit=True) as reader:
+            for statement in ("LISTEN pgsignals", "NOTIFY pgsignals", "CREATE TABLE a (a integer)"):
+                with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                    reader.execute(statement)
     finally:
         server.close()
 
