@@ -9,6 +9,7 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core import checks
+from django.core.exceptions import FieldDoesNotExist
 from django.core.management import get_commands
 from django.db.models import Model
 from django.utils.translation import gettext as _
@@ -17,8 +18,8 @@ from . import conf
 from .event import OPERATIONS
 from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
-from .triggers.declaration import MAX_NAME, Notify, declarations, find_field, name_problem
-from .triggers.function import columns
+from .triggers.declaration import MAX_NAME, Notify, declarations, name_problem
+from .triggers.function import ALL, ask, columns, find_field
 
 
 @checks.register(checks.Tags.models)
@@ -39,7 +40,9 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
         yield checks.Error(
             _("Notify %(name)r is declared on %(model)s, a proxy: it has no table, so nothing would be announced.")
             % named,
-            hint=_("Declare it on %(model)s.") % {"model": _label(model._meta.concrete_model)},
+            hint=_("Declare it on %(model)s, whose table it is; or, where that model is not yours, in a migration: ")
+            % {"model": _label(model._meta.concrete_model)}
+            + _add_notify(model._meta.concrete_model, declaration),
             obj=model,
             id="pgsignals.E001",
         )
@@ -47,7 +50,8 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
         yield checks.Error(
             _("Notify %(name)r is declared on %(model)s, which is not managed: migrations would create no trigger.")
             % named,
-            hint=_("Declare it on the model that manages the table, or let Django manage this one."),
+            hint=_("Declare it on the model that manages the table; or, where no model does, in a migration: ")
+            + _add_notify(model, declaration),
             obj=model,
             id="pgsignals.E002",
         )
@@ -58,15 +62,51 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
             obj=model,
             id="pgsignals.E003",
         )
-    for field in declaration.fields:
+    values = () if declaration.fields == ALL else declaration.fields
+    for field in dict.fromkeys([*values, *declaration.exclude, *declaration.watch]):
         if find_field(model, field) is None:
             yield checks.Error(
                 _("Notify %(name)r on %(model)s names the field %(field)r, which is no column of its table.")
                 % {**named, "field": field},
-                hint=_("The fields are: %(fields)s.") % {"fields": ", ".join(_field_names(model))},
+                hint=_field_hint(model, field),
                 obj=model,
                 id="pgsignals.E004",
             )
+    if problem := _condition_problem(model, declaration):
+        yield checks.Error(
+            _("Notify %(name)r on %(model)s: its when=%(when)s cannot be asked of a row: %(problem)s.")
+            % {**named, "when": declaration.when, "problem": problem},
+            hint=_("A condition compares the columns of the row itself, and looks into no other table."),
+            obj=model,
+            id="pgsignals.E005",
+        )
+
+
+def _condition_problem(model: type[Model], declaration: Notify) -> str | None:
+    if declaration.when is None:
+        return None
+    # Whichever database it is for: the checks of models come without one, and connect to none.
+    try:
+        ask(declaration.when, model)
+    except Exception as error:
+        return str(error).rstrip(".") or type(error).__name__
+    return None
+
+
+def _field_hint(model: type[Model], name: str) -> str:
+    try:
+        owner = model._meta.get_field(name).model
+    except FieldDoesNotExist:
+        owner = model
+    if owner in model._meta.get_parent_list():
+        return _("It is a column of %(parent)s, whose table announces it: declare it there.") % {
+            "parent": owner._meta.label
+        }
+    return _("The fields are: %(fields)s.") % {"fields": ", ".join(_field_names(model))}
+
+
+def _add_notify(model: Any, declaration: Notify) -> str:
+    return f"pgsignals.AddNotify({_label(model)!r}, Notify(name={declaration.name!r}, ...))"
 
 
 def _label(model: Any) -> str:
@@ -113,7 +153,9 @@ def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[che
         )
         return
     for field in sorted(condition.changed):
-        if find_field(model, field) is None:
+        found = find_field(model, field)
+        # An event names what changed by the fields' names, never by their columns'.
+        if found is None or found.name != field:
             yield checks.Error(
                 _("The receiver %(receiver)s (%(place)s) names the field %(field)r, which %(model)s (%(where)s) lacks.")
                 % {**named, "field": field},

@@ -5,7 +5,9 @@ What a label means is worked out once and kept; decoding a row then makes one sl
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -13,7 +15,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 
 from . import values, wire
-from .event import MESSAGE, Origin, PgEvent, Reader
+from .event import MESSAGE, NO_CONTEXT, Origin, PgEvent, Reader
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -30,10 +32,14 @@ class UnknownLabel(wire.WireError):
 
 
 class Decoder:
-    """Decodes what comes from one database. Not shared between threads."""
+    """Decodes what comes from one database. Not shared between threads.
 
-    def __init__(self, database: str) -> None:
+    `row_channels` are the channels on which triggers speak: wire.CHANNEL, and those that declarations name.
+    """
+
+    def __init__(self, database: str, row_channels: Collection[str] = ()) -> None:
         self.database = database
+        self.row_channels = {wire.CHANNEL, *row_channels}
         self._models: dict[str, _ModelReaders] = {}
 
     def decode(self, channel: str, payload: str | bytes) -> list[PgEvent]:
@@ -42,21 +48,21 @@ class Decoder:
         Raises wire.WireError, with the reason, for what cannot be read; of these, UnknownLabel for another project's
         model and wire.UnknownVersion for what a newer pgsignals wrote.
         """
-        return self._rows(payload) if channel == wire.CHANNEL else [self._message(channel, payload)]
+        return self._rows(channel, payload) if channel in self.row_channels else [self._message(channel, payload)]
 
     def _message(self, channel: str, payload: str | bytes) -> PgEvent:
         return PgEvent(Origin(op=MESSAGE, channel=channel, database=self.database), read_message(payload))
 
-    def _rows(self, payload: str | bytes) -> list[PgEvent]:
+    def _rows(self, channel: str, payload: str | bytes) -> list[PgEvent]:
         parsed = wire.parse_rows(payload)
-        origin = self._origin(parsed)
+        origin = self._origin(channel, parsed)
         return [PgEvent(origin, row) for row in parsed.rows]
 
-    def _origin(self, parsed: wire.RowsPayload) -> Origin:
+    def _origin(self, channel: str, parsed: wire.RowsPayload) -> Origin:
         known = self._known(parsed.label)
         return Origin(
             op=parsed.operation,
-            channel=wire.CHANNEL,
+            channel=channel,
             database=self.database,
             label=parsed.label,
             model=known.model,
@@ -64,16 +70,21 @@ class Decoder:
             transaction=parsed.transaction,
             at=_moment(parsed.microseconds),
             changed=frozenset(parsed.changed),
+            context=MappingProxyType(parsed.context) if parsed.context else NO_CONTEXT,
             incomplete=parsed.incomplete,
             fields=parsed.fields,
             readers=known,
+            aliases=known.aliases,
             read_pk=known.read_pk,
         )
 
     def _known(self, label: str) -> _ModelReaders:
         known = self._models.get(label)
         if known is None:
-            known = self._models[label] = _ModelReaders(_model(label), self.database)
+            known = _ModelReaders(_model(label), self.database)
+            # Django finds a model by many spellings; only its own is kept, so that nobody can fill our memory.
+            if label == known.model._meta.label_lower:
+                self._models[label] = known
         return known
 
 
@@ -88,6 +99,9 @@ class _ModelReaders(dict[str, Reader]):
         self.model = model
         self._database = database
         self.read_pk = values.key_reader(model, connections[database])
+        self.aliases = {
+            field.attname: field.name for field in model._meta.concrete_fields if field.attname != field.name
+        }
 
     def get(self, name: str, default: Any = None) -> Any:
         if name not in self:

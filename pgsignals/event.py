@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import FrozenInstanceError, dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ MESSAGE = "message"
 OPERATIONS = (INSERT, UPDATE, DELETE, TRUNCATE)
 
 Reader = Callable[[Any], Any]
+
+NO_CONTEXT: Mapping[str, Any] = MappingProxyType({})
 
 
 def as_it_came(raw: Any) -> Any:
@@ -47,6 +50,8 @@ class Origin:
     changed: frozenset[str] = frozenset()
     incomplete: bool = False
     fields: tuple[str, ...] = ()
+    context: Mapping[str, Any] = field(default_factory=lambda: NO_CONTEXT)
+    aliases: Mapping[str, str] = field(default_factory=lambda: NO_CONTEXT)
     readers: Mapping[str, Reader] = field(default_factory=dict)
     read_pk: Reader = as_it_came
 
@@ -54,6 +59,7 @@ class Origin:
 class Values(Mapping[str, Any]):
     """Field names and their values, each converted when it is first read.
 
+    A foreign key also answers to its column's name: `values["customer"]` and `values["customer_id"]` are the same key.
     Equal to a dict of the same names and values. `raw` holds what came over the wire.
     Reading a value that its field cannot convert raises ValueError, with the field and the raw value.
     """
@@ -71,6 +77,7 @@ class Values(Mapping[str, Any]):
         return self._read[name]
 
     def _convert(self, name: str) -> Any:
+        name = self._origin.aliases.get(name, name)
         try:
             raw = self._raw[self._origin.fields.index(name)]
         except ValueError:
@@ -96,6 +103,11 @@ class Values(Mapping[str, Any]):
     def raw(self) -> dict[str, Any]:
         """The values as they travelled: text, numbers, true and false, or lists of these."""
         return dict(zip(self._origin.fields, self._raw, strict=True))
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value says nothing; a primary key of 0 does."""
+    return value is None or value is False or value == [] or value == {}
 
 
 # Where the rows of an operation keep the old and the new values. A row is [pk, values...]; see wire.
@@ -254,8 +266,8 @@ class PgEvent(_Slots):
 
     @property
     def context(self) -> Mapping[str, Any]:
-        """Who wrote, and why. Empty where nobody said."""
-        return {}
+        """Who wrote, and why, as `pgsignals.context()` said in the writer's transaction. Empty where nobody said."""
+        return self._origin.context
 
     # The row itself.
 
@@ -305,10 +317,11 @@ class PgEvent(_Slots):
             "transaction": self.transaction,
             "database": self.database,
             "schema": self.schema,
+            "context": dict(self.context),
             "truncated": self.truncated,
             "incomplete": self.incomplete,
         }
-        kept = {name: value for name, value in everything.items() if value not in (None, False, [])}
+        kept = {name: value for name, value in everything.items() if not _is_empty(value)}
         if self.op == MESSAGE:
             # A message's payload may well be false, 0 or null; it is never left out.
             kept["payload"] = self.payload

@@ -48,6 +48,36 @@ class Kind:
     pinned: str = ""
     """A setting of the session that the SQL depends on after all, and the value that it must have."""
 
+    family: str = ""
+    """Which of FAMILIES the column's type must be of for `sql` and `read` to fit; empty where any type fits."""
+
+
+FAMILIES = {
+    "pg_catalog.int2": "integer",
+    "pg_catalog.int4": "integer",
+    "pg_catalog.int8": "integer",
+    "pg_catalog.bool": "boolean",
+    "pg_catalog.float4": "float",
+    "pg_catalog.float8": "float",
+    "pg_catalog.numeric": "numeric",
+    "pg_catalog.text": "text",
+    "pg_catalog.varchar": "text",
+    "pg_catalog.bpchar": "text",
+    "pg_catalog.name": "text",
+    "pg_catalog.uuid": "uuid",
+    "pg_catalog.date": "date",
+    "pg_catalog.time": "time",
+    "pg_catalog.timestamp": "timestamp",
+    "pg_catalog.timestamptz": "timestamptz",
+    "pg_catalog.interval": "interval",
+    "pg_catalog.bytea": "bytea",
+    "pg_catalog.json": "json",
+    "pg_catalog.jsonb": "json",
+    "pg_catalog.inet": "network",
+    "pg_catalog.cidr": "network",
+}
+"""The well-known types of PostgreSQL; those of one family travel and are read in the same way."""
+
 
 def _plain(column: str) -> str:
     """Digits need no quotes."""
@@ -85,10 +115,11 @@ def _read_interval(raw: list[int]) -> timedelta:
     return timedelta(days=365 * years + 30 * months + days, microseconds=micro)
 
 
-_NUMBER = Kind(_plain, int, comparable=True, bounded=True)
+_NUMBER = Kind(_plain, int, comparable=True, bounded=True, family="integer")
 # Every digit of a float that tells it from its neighbours; 0, an old habit, would round it.
-_FLOAT = Kind(_json, float, bounded=True, pinned="extra_float_digits = 1")
-_STRING = Kind(_json, str, comparable=True)
+_FLOAT = Kind(_json, float, bounded=True, pinned="extra_float_digits = 1", family="float")
+_STRING = Kind(_json, str, comparable=True, family="text")
+_JSON = Kind(_as_text, str, family="json")
 _OTHER = Kind(_as_text, str)
 
 _KINDS: dict[str, Kind] = {
@@ -98,27 +129,27 @@ _KINDS: dict[str, Kind] = {
     "smallserial": _NUMBER,
     "serial": _NUMBER,
     "bigserial": _NUMBER,
-    "boolean": Kind(_plain, bool, comparable=True, bounded=True),
+    "boolean": Kind(_plain, bool, comparable=True, bounded=True, family="boolean"),
     "real": _FLOAT,
     "double precision": _FLOAT,
-    "numeric": Kind(_quoted, Decimal),
+    "numeric": Kind(_quoted, Decimal, family="numeric"),
     "text": _STRING,
     "varchar": _STRING,
     "character varying": _STRING,
     # Not comparable by =: it takes two paddings for equal, as citext takes two cases.
-    "char": Kind(_json, str),
+    "char": Kind(_json, str, family="text"),
     "citext": Kind(_as_text, str),
-    "uuid": Kind(_quoted, UUID, comparable=True, bounded=True),
-    "date": Kind(_json, date.fromisoformat, comparable=True, bounded=True),
-    "time": Kind(_json, time.fromisoformat, comparable=True, bounded=True),
-    "timestamp": Kind(_json, datetime.fromisoformat, comparable=True, bounded=True),
-    "interval": Kind(_interval, _read_interval, bounded=True),
-    "bytea": Kind(_hex, bytes.fromhex, comparable=True),
-    "json": _OTHER,
-    "jsonb": _OTHER,
+    "uuid": Kind(_quoted, UUID, comparable=True, bounded=True, family="uuid"),
+    "date": Kind(_json, date.fromisoformat, comparable=True, bounded=True, family="date"),
+    "time": Kind(_json, time.fromisoformat, comparable=True, bounded=True, family="time"),
+    "timestamp": Kind(_json, datetime.fromisoformat, comparable=True, bounded=True, family="timestamp"),
+    "interval": Kind(_interval, _read_interval, bounded=True, family="interval"),
+    "bytea": Kind(_hex, bytes.fromhex, comparable=True, family="bytea"),
+    "json": _JSON,
+    "jsonb": _JSON,
     # Not ::text, which adds the length of the netmask.
-    "inet": Kind(_json, str, bounded=True),
-    "cidr": Kind(_json, str, bounded=True),
+    "inet": Kind(_json, str, bounded=True, family="network"),
+    "cidr": Kind(_json, str, bounded=True, family="network"),
     "hstore": Kind(_json, dict),
 }
 
@@ -150,7 +181,11 @@ def kind_of(db_type: str, localize: Localize = _as_is) -> Kind:
     if name in _RANGES:
         return _range(kind_of(_RANGES[name], localize))
     if name in ("timestamp with time zone", "timestamptz"):
-        return Kind(_json, lambda raw: localize(datetime.fromisoformat(raw)), comparable=True, bounded=True)
+
+        def read(raw: str) -> datetime:
+            return localize(datetime.fromisoformat(raw))
+
+        return Kind(_json, read, comparable=True, bounded=True, family="timestamptz")
     return _KINDS.get(name.removesuffix(" without time zone"), _OTHER)
 
 

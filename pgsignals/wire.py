@@ -9,6 +9,7 @@ One payload says what a statement did to rows of one table::
      "t": 1763914000123456,       the database's clock, microseconds since 1970
      "m": "flights.flight",       the model's label
      "o": "u",                    i, u, d or t
+     "k": {"actor": 7},           the context of the transaction, where one was set
      "f": ["status"],             the fields whose values travel, where any do
      "c": ["status", "gate"],     the fields that an update changed; null where they cannot be told
      "i": 1,                      only where the trigger was behind its table
@@ -79,6 +80,7 @@ class RowsPayload:
     microseconds: int
     fields: tuple[str, ...]
     changed: tuple[str, ...]
+    context: dict[str, Any]
     incomplete: bool
     rows: list[list[Any]]
 
@@ -96,6 +98,9 @@ def parse_rows(payload: str | bytes) -> RowsPayload:
         raise WireError(f"its operation is {_short(document.get('o'))}, and not one of i, u, d, t")
     fields = _names(document.get("f", []), "f")
     changed = document.get("c", [])
+    context = document.get("k", {})
+    if not isinstance(context, dict):
+        raise WireError(f"its context is {_short(context)}, and not an object")
     return RowsPayload(
         operation=operation,
         label=_typed(document, "m", str),
@@ -105,6 +110,7 @@ def parse_rows(payload: str | bytes) -> RowsPayload:
         microseconds=_typed(document, "t", int),
         fields=fields,
         changed=() if changed is None else _names(changed, "c"),
+        context=context,
         incomplete=bool(document.get("i")) or changed is None,
         rows=_rows(document.get("r", []), operation, len(fields)),
     )

@@ -10,47 +10,51 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from django.core.exceptions import FieldDoesNotExist
 from django.db.models.constraints import BaseConstraint
 
 from ..event import OPERATIONS
+from ..publishing import PublishError, check_channel
 from . import sql
-from .function import columns
+from .function import ALL
 
 if TYPE_CHECKING:
     from django.db.backends.base.schema import BaseDatabaseSchemaEditor
-    from django.db.models import Field, Model
+    from django.db.models import Model, Q
 
 MAX_NAME = 49
 """Bytes of a declaration's name: the 63 that PostgreSQL allows, less what its function and triggers add."""
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*", re.IGNORECASE)
 
-_LATER: dict[str, Any] = {
-    "exclude": (),
-    "watch": (),
-    "when": None,
-    "channel": None,
-    "durable": False,
-    "key": None,
-}
+_LATER: dict[str, Any] = {"durable": False, "key": None}
 
 
 class Notify(BaseConstraint):
     """Announce a model's changes: `class Meta: constraints = [Notify(name="flight_events", fields=["status"])]`.
 
-    name: of the trigger's function, unique in the database. `%(app_label)s` and `%(class)s` work in abstract bases.
+    name: of the trigger's function, unique in the database, at most 49 bytes. `%(app_label)s` and `%(class)s` work
+        in abstract bases.
     on: the operations, of `insert`, `update`, `delete`, `truncate`; all four by default.
-    fields: names of the fields whose old and new values travel with the event. Any role that can connect to the
-        database can listen to them. The primary key, and the names of all changed fields, always travel.
+    fields: names of the fields whose old and new values travel with the event, or `"__all__"`. Any role that can
+        connect to the database can listen to them. The primary key, and the names of all changed fields, always
+        travel.
+    exclude: names of fields whose values do not travel; all others do.
+    watch: names of fields; an update is announced only where one of them changed. Inserts, deletes and changes of
+        the primary key are not narrowed by it.
+    when: a Q; only rows that satisfy it are announced. It is asked of the new values, of a delete of the old ones.
+        It cannot look into other tables.
+    channel: the PostgreSQL channel on which the events travel, where other clients shall listen to these alone. Every
+        relay listens to it.
 
-    Raises ValueError for an unknown operation, or a name that is no identifier. Whether the fields exist is for
-    `manage.py check`. The other arguments belong to later versions and raise NotImplementedError.
+    A foreign key goes by its field's name or its column's (`customer` or `customer_id`).
+
+    Raises ValueError or TypeError for what can never do. Whether the fields exist, and what `when` asks, is for
+    `manage.py check`. `durable` and `key` belong to later versions and raise NotImplementedError.
     """
 
     # Changing these changes the function only. Django then writes an AlterConstraint, which touches no table, and
     # after `migrate` the function is replaced, which takes no lock on the table (sync.py).
-    non_db_attrs = (*BaseConstraint.non_db_attrs, "fields")
+    non_db_attrs = (*BaseConstraint.non_db_attrs, "fields", "exclude", "watch", "when", "channel")
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class Notify(BaseConstraint):
         fields: Iterable[str] = (),
         exclude: Iterable[str] = (),
         watch: Iterable[str] = (),
-        when: Any = None,
+        when: Q | None = None,
         channel: str | None = None,
         durable: bool = False,
         key: str | None = None,
@@ -70,20 +74,28 @@ class Notify(BaseConstraint):
     ) -> None:
         super().__init__(name=name)
         self.on = _operations(name, on)
-        self.fields = _fields(name, fields)
-        _refuse_later(
-            name, exclude=tuple(exclude), watch=tuple(watch), when=when, channel=channel, durable=durable, key=key
-        )
+        self.exclude = _names(name, "exclude", exclude)
+        self.fields: tuple[str, ...] | str = _values(name, fields, self.exclude)
+        self.watch = _names(name, "watch", watch)
+        self.when = _condition(name, when)
+        self.channel = _channel(name, channel)
+        _refuse_later(name, durable=durable, key=key)
 
     def deconstruct(self) -> tuple[str, tuple[()], dict[str, Any]]:
         """As Django asks: the path, and the arguments that make an equal declaration."""
-        keywords: dict[str, Any] = {"name": self.name}
+        keywords: dict[str, Any] = _Keywords(name=self.name)
         if self.on != OPERATIONS:
             keywords["on"] = self.on
-        # Always there: Django 6.0 and 6.1 raise KeyError('fields') when a constraint without it changes in the same
-        # migration in which a field with a db_column is renamed (autodetector.py).
-        keywords["fields"] = self.fields
+        for argument in ("fields", "exclude", "watch", "when", "channel"):
+            if value := getattr(self, argument):
+                keywords[argument] = value
         return ("pgsignals.Notify", (), keywords)
+
+    def named_for(self, model: type[Model]) -> Notify:
+        """The same with `%(app_label)s` and `%(class)s` filled in, as Django does for what stands in a Meta."""
+        named = self.clone()
+        named.name = self.name % {"app_label": model._meta.app_label.lower(), "class": model.__name__.lower()}
+        return named
 
     def __eq__(self, other: object) -> bool:
         return self.deconstruct() == other.deconstruct() if isinstance(other, Notify) else NotImplemented
@@ -131,15 +143,6 @@ def declarations(model: type[Model]) -> list[Notify]:
     return [constraint for constraint in model._meta.constraints if isinstance(constraint, Notify)]
 
 
-def find_field(model: type[Model], name: str) -> Field[Any, Any] | None:
-    """The model's own column-backed field of that name, or None."""
-    try:
-        field = model._meta.get_field(name)
-    except FieldDoesNotExist:
-        return None
-    return next((own for own in columns(model) if own is field and own.name == name), None)
-
-
 def name_problem(name: str) -> str | None:
     """What is wrong with a declaration's final name, or None."""
     if not _NAME.fullmatch(name):
@@ -158,15 +161,52 @@ def _operations(name: str, on: Iterable[str]) -> tuple[str, ...]:
     return tuple(operation for operation in OPERATIONS if operation in given)
 
 
-def _fields(name: str, fields: Iterable[str]) -> tuple[str, ...]:
-    if isinstance(fields, str):
-        if fields == "__all__":
-            raise NotImplementedError(f"Notify {name!r}: fields='__all__' is not in this version; name the fields.")
-        raise ValueError(f"Notify {name!r}: fields is the text {fields!r}; a list is meant: [{fields!r}].")
-    return tuple(dict.fromkeys(fields))
+def _names(name: str, argument: str, names: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise ValueError(f"Notify {name!r}: {argument} is the text {names!r}; a list is meant: [{names!r}].")
+    return tuple(dict.fromkeys(names))
+
+
+def _values(name: str, fields: Iterable[str], exclude: tuple[str, ...]) -> tuple[str, ...] | str:
+    if fields == ALL:
+        return ALL
+    named = _names(name, "fields", fields)
+    if named and exclude:
+        raise ValueError(
+            f"Notify {name!r}: fields and exclude are both given. Name the fields whose values travel, or exclude "
+            "those that do not."
+        )
+    return ALL if exclude else named
+
+
+def _condition(name: str, when: Q | None) -> Q | None:
+    if when is not None and not getattr(when, "conditional", False):
+        raise TypeError(f"Notify {name!r}: when is {when!r}, and must be a Q or another boolean expression.")
+    return when
+
+
+def _channel(name: str, channel: str | None) -> str | None:
+    if channel is not None:
+        try:
+            check_channel(channel)
+        except PublishError as error:
+            raise ValueError(f"Notify {name!r}: {error}") from None
+    return channel
 
 
 def _refuse_later(name: str, **arguments: Any) -> None:
     for argument, value in arguments.items():
         if value != _LATER[argument]:
             raise NotImplementedError(f"Notify {name!r}: {argument}={value!r} is not in this version of pgsignals yet.")
+
+
+class _Keywords(dict[str, Any]):
+    """Answers to a key that is not there.
+
+    Where a field with a db_column was renamed, the autodetector of Django 6.0 and 6.1 takes `non_db_attrs` out of a
+    constraint's keywords and then reads `fields` from what is left (autodetector.py,
+    _constraint_should_be_dropped_and_recreated), which would be a KeyError in every makemigrations.
+    """
+
+    def __missing__(self, key: str) -> tuple[()]:
+        return ()

@@ -19,17 +19,29 @@ from collections.abc import Iterable
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from django.core.exceptions import EmptyResultSet, FieldDoesNotExist, FieldError, FullResultSet
+from django.db.models import QuerySet, Subquery
+from django.db.models.sql.query import Query
 from psycopg import sql
 
 from .. import wire
 from ..event import DELETE, INSERT, UPDATE
-from ..values import Kind, field_kind, key_fields
+from ..values import FAMILIES, Kind, field_kind, key_fields
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
-    from django.db.models import Field, Model
+    from django.db.models import Field, Model, Q
 
     from .declaration import Notify
+
+ALL = "__all__"
+"""As `fields`: every field of the model's own table, whichever these are when the function is made."""
+
+CAPTURED = "pgsignals_captured"
+"""The temporary table into which a session that asks for it also gets what it sends; see pgsignals.testing."""
+
+MAX_CONTEXT = 1024
+"""Bytes of the context that a transaction may put into its events."""
 
 OLD_ROWS = "pgsignals_old"
 NEW_ROWS = "pgsignals_new"
@@ -63,25 +75,87 @@ def columns(model: type[Model]) -> list[Field[Any, Any]]:
     return [field for field in model._meta.local_concrete_fields if field.column]
 
 
+def find_field(model: type[Model], name: str) -> Field[Any, Any] | None:
+    """The field of the model's own table that goes by this name, or whose column's attribute does; or None."""
+    try:
+        field = model._meta.get_field(name)
+    except FieldDoesNotExist:
+        return None
+    return next((own for own in columns(model) if own is field), None)
+
+
+def travelling(declaration: Notify, model: type[Model]) -> list[Field[Any, Any]]:
+    """The fields whose values travel."""
+    if declaration.fields == ALL:
+        excluded = _found(model, declaration.exclude)
+        return [field for field in columns(model) if field not in excluded]
+    return _found(model, declaration.fields)
+
+
+def _found(model: type[Model], names: Iterable[str]) -> list[Field[Any, Any]]:
+    # A name that is no column of the table is the system check's to refuse; here it is nothing.
+    return list(dict.fromkeys(field for name in names if (field := find_field(model, name)) is not None))
+
+
+def condition(when: Q, model: type[Model], connection: BaseDatabaseWrapper, alias: str = _NEW) -> str:
+    """The SQL of a declaration's `when`, asked of the row that goes by `alias`.
+
+    Raises what Django raises for an unknown field or a value that a field cannot have, FieldError for what would need
+    more than the row itself.
+    """
+    query, where = ask(when, model)
+    where.relabel_aliases({model._meta.db_table: alias})
+    try:
+        text, parameters = where.as_sql(query.get_compiler(connection=connection), connection)
+    except EmptyResultSet:
+        return "false"
+    except FullResultSet:
+        return "true"
+    if parameters:
+        # How a value is written may depend on the connection's adapters.
+        connection.ensure_connection()
+    with_values: str = text % tuple(_value(one, connection) for one in parameters)
+    return f"({with_values})"
+
+
+def ask(when: Q, model: type[Model]) -> tuple[Query, Any]:
+    """Django's query for a condition, and its WHERE. Raises as `condition` does."""
+    query = Query(model)
+    where = query.build_where(when)
+    if any(isinstance(part, Subquery | QuerySet) for part in when.flatten()) or where.contains_aggregate:
+        raise FieldError("A trigger can ask the row itself only: no subqueries, no aggregates")
+    if where.contains_over_clause:
+        raise FieldError("A trigger can ask the row itself only: no window functions")
+    return query, where
+
+
+def _value(parameter: Any, connection: BaseDatabaseWrapper) -> str:
+    return sql.Literal(parameter).as_string(connection.connection).strip()
+
+
 def settings(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
     """The settings that hold while the function runs, whatever the writer's session says."""
-    kinds = [field_kind(field, connection) for field in _named(model, declaration.fields)]
-    # Nothing in the writer's search_path can then stand in for a function or an operator of PostgreSQL's own.
-    pinned = dict.fromkeys(["search_path = pg_catalog, pg_temp", *(kind.pinned for kind in kinds if kind.pinned)])
+    kinds = [field_kind(field, connection) for field in travelling(declaration, model)]
+    # Nothing in the writer's search_path can then stand in for a function or an operator of PostgreSQL's own. A
+    # condition may need an extension's operators (citext, trigram): it sees what the migration's session sees.
+    path = "search_path FROM CURRENT" if declaration.when else "search_path = pg_catalog, pg_temp"
+    pinned = dict.fromkeys([path, *(kind.pinned for kind in kinds if kind.pinned)])
     return " ".join(f"SET {one}" for one in pinned)
 
 
 def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
     """The PL/pgSQL between the dollars."""
     label = f',"m":{_json(model._meta.label_lower)}'
-    full = _Queries(model, connection, declaration.fields)
-    keys = _Queries(model, connection, (), behind=True)
+    full = _Queries(model, connection, declaration)
+    keys = _Queries(model, connection)
     return _BODY.substitute(
         head=literal(f'{{"v":{wire.VERSION},"d":{_json(declaration.name)},"s":'),
         label=literal(label),
-        channel=literal(wire.CHANNEL),
+        channel=literal(declaration.channel or wire.CHANNEL),
         limit=wire.MAX_PAYLOAD,
         reserved=full.reserved,
+        max_context=MAX_CONTEXT,
+        captured=CAPTURED,
         full_insert=full.insert(),
         full_delete=full.delete(),
         full_update=full.update(),
@@ -105,7 +179,12 @@ DECLARE
     opening text;
     contents text;
     problem text;
+    context text;
+    capturing boolean;
 BEGIN
+    IF current_setting('pgsignals.silenced', true) = 'on' THEN
+        RETURN NULL;
+    END IF;
     FOR attempt IN 1..3 LOOP
         BEGIN
             -- Any role may set it, so it may hold anything.
@@ -114,6 +193,15 @@ BEGIN
                 || ',"x":' || pg_current_xact_id()::text
                 || ',"t":' || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
                 || $label;
+            context := current_setting('pgsignals.context', true);
+            IF context <> '' AND attempt = 1 THEN
+                IF octet_length(context) > $max_context OR json_typeof(context::json) <> 'object' THEN
+                    RAISE EXCEPTION 'the setting pgsignals.context is no JSON object of at most $max_context bytes';
+                END IF;
+                head := head || ',"k":' || context;
+            END IF;
+            capturing := current_setting('pgsignals.capture', true) = 'on'
+                AND to_regclass('pg_temp.$captured') IS NOT NULL;
             room := $limit - octet_length(head) - $reserved;
             IF TG_OP = 'TRUNCATE' THEN
                 OPEN pieces FOR SELECT ',"o":"t"', '';
@@ -135,9 +223,16 @@ BEGIN
             LOOP
                 FETCH pieces INTO opening, contents;
                 EXIT WHEN NOT FOUND;
+                IF opening IS NULL THEN
+                    RAISE EXCEPTION 'a column is of another type than its field';
+                END IF;
                 -- PostgreSQL folds equal payloads of one transaction into one: the number makes each its own.
                 number := number + 1;
-                PERFORM pg_notify($channel, head || opening || ',"n":' || number || ',"r":[' || contents || ']}');
+                contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
+                PERFORM pg_notify($channel, contents);
+                IF capturing THEN
+                    INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
+                END IF;
             END LOOP;
             CLOSE pieces;
             PERFORM set_config('pgsignals.number', number::text, true);
@@ -157,17 +252,17 @@ END
 class _Queries:
     """The queries that turn the changed rows of one model into pieces: an opening of the payload, and rows."""
 
-    def __init__(
-        self, model: type[Model], connection: BaseDatabaseWrapper, names: Iterable[str], behind: bool = False
-    ) -> None:
+    def __init__(self, model: type[Model], connection: BaseDatabaseWrapper, declaration: Notify | None = None) -> None:
+        """Without a declaration: for the trigger that is behind its table, and trusts in the key's columns alone."""
         self.model = model
         self.connection = connection
         self.keys = key_fields(model)
-        self.fields = _named(model, names)
-        # The trigger that is behind its table names no column but the key's, so it cannot tell what changed.
-        self.compared = [] if behind else columns(model)
+        self.fields = travelling(declaration, model) if declaration else []
+        self.watched = _found(model, declaration.watch) if declaration else []
+        self.when = declaration.when if declaration else None
+        self.compared = columns(model) if declaration else []
         self.common = f',"f":[{_names(self.fields)}]' if self.fields else ""
-        if behind:
+        if declaration is None:
             self.common += ',"i":1'
 
     @property
@@ -185,8 +280,9 @@ class _Queries:
         return self._one_sided(DELETE, OLD_ROWS, _OLD)
 
     def _one_sided(self, operation: str, table: str, alias: str) -> str:
-        rows = f"SELECT {self._key(alias)} AS key, {self._rest(alias)} AS rest FROM {table} AS {alias} OFFSET 0"
-        return _pieces(literal(self._opening(operation)), (), rows)
+        where = f" WHERE {self._satisfied(alias)}" if self.when else ""
+        rows = f"SELECT {self._key(alias)} AS key, {self._rest(alias)} AS rest FROM {table} AS {alias}{where} OFFSET 0"
+        return _pieces(self._checked(table, literal(self._opening(operation))), (), rows)
 
     def update(self) -> str:
         """Rows that differ, grouped by what changed; a row whose key changed is a delete and an insert."""
@@ -200,14 +296,34 @@ class _Queries:
         rest = self._rest(_OLD, _NEW)
         if self.fields:
             rest = f"CASE WHEN {left} THEN {self._rest(_OLD)} WHEN {came} THEN {self._rest(_NEW)} ELSE {rest} END"
+        # Compared byte by byte: a column may be of a type that has no =, such as json.
+        differs = " OR ".join(self._differs(field) for field in self.watched) or f"{_OLD}.* *<> {_NEW}.*"
+        where = f"({left} OR {came} OR {differs})"
+        if self.when:
+            where += f" AND CASE WHEN {left} THEN {self._satisfied(_OLD)} ELSE {self._satisfied(_NEW)} END"
         rows = (
             f"SELECT {', '.join([moves, *others, key])}, {rest} AS rest "
-            f"FROM {OLD_ROWS} AS {_OLD} FULL JOIN {NEW_ROWS} AS {_NEW} ON {same} "
-            # Compared byte by byte: a column may be of a type that has no =, such as json.
-            f"WHERE {left} OR {came} OR {_OLD}.* *<> {_NEW}.* OFFSET 0"
+            f"FROM {OLD_ROWS} AS {_OLD} FULL JOIN {NEW_ROWS} AS {_NEW} ON {same} WHERE {where} OFFSET 0"
         )
         names = [f"m{place}" for place in range(len(masks))]
-        return _pieces(self._update_opening(), names, rows)
+        return _pieces(self._checked(NEW_ROWS, self._update_opening()), names, rows)
+
+    def _satisfied(self, alias: str) -> str:
+        return condition(self.when, self.model, self.connection, alias) if self.when else "true"
+
+    def _checked(self, table: str, opening: str) -> str:
+        """The opening; NULL where a column was given another type by hand, so that its text may be no JSON.
+
+        The types are looked at in one row of a statement: within a statement they are the same.
+        """
+        tests = [
+            f"pg_typeof({self._column(field)}) <> ALL ({wrong})"
+            for field in dict.fromkeys([*self.keys, *self.fields])
+            if (wrong := _other_types(self._kind(field)))
+        ]
+        if not tests:
+            return opening
+        return f"CASE WHEN (SELECT {' AND '.join(tests)} FROM {table} LIMIT 1) THEN {opening} END"
 
     def _opening(self, operation: str) -> str:
         return f',"o":"{wire.OPERATION_CODES[operation]}"{self.common}'
@@ -310,9 +426,15 @@ def _pieces(opening: str, masks: list[str] | tuple[str, ...], rows: str) -> str:
     )
 
 
-def _named(model: type[Model], names: Iterable[str]) -> list[Field[Any, Any]]:
-    # A name that is no column of the table is the system check's to refuse; here it has no value.
-    return [field for name in names for field in columns(model) if field.name == name]
+def _other_types(kind: Kind) -> str:
+    """The well-known types that a column of this kind cannot have, as an SQL array.
+
+    What is not well known (an enum, a domain, an extension's type) may pass for anything.
+    """
+    if not kind.family:
+        return ""
+    others = sorted(name for name, family in FAMILIES.items() if family != kind.family)
+    return f"'{{{','.join(others)}}}'::regtype[]"
 
 
 def _list(parts: list[str]) -> str:
