@@ -18,8 +18,9 @@ from . import conf
 from .event import OPERATIONS
 from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
+from .triggers.columns import ALL, columns, find_field
+from .triggers.condition import ask
 from .triggers.declaration import MAX_NAME, Notify, declarations, name_problem
-from .triggers.function import ALL, ask, columns, find_field
 
 
 @checks.register(checks.Tags.models)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from math import prod
@@ -42,8 +42,8 @@ class Kind:
     comparable: bool = False
     """Whether `=` on this type tells all that can be told apart, so that the quick IS DISTINCT FROM may compare it."""
 
-    bounded: bool = False
-    """Whether no value of this type can be too big for a payload."""
+    width: int | None = None
+    """Bytes of the widest JSON of this type; None where there is no such limit."""
 
     pinned: str = ""
     """A setting of the session that the SQL depends on after all, and the value that it must have."""
@@ -115,9 +115,9 @@ def _read_interval(raw: list[int]) -> timedelta:
     return timedelta(days=365 * years + 30 * months + days, microseconds=micro)
 
 
-_NUMBER = Kind(_plain, int, comparable=True, bounded=True, family="integer")
+_NUMBER = Kind(_plain, int, comparable=True, width=50, family="integer")
 # Every digit of a float that tells it from its neighbours; 0, an old habit, would round it.
-_FLOAT = Kind(_json, float, bounded=True, pinned="extra_float_digits = 1", family="float")
+_FLOAT = Kind(_json, float, width=50, pinned="extra_float_digits = 1", family="float")
 _STRING = Kind(_json, str, comparable=True, family="text")
 _JSON = Kind(_as_text, str, family="json")
 _OTHER = Kind(_as_text, str)
@@ -129,7 +129,7 @@ _KINDS: dict[str, Kind] = {
     "smallserial": _NUMBER,
     "serial": _NUMBER,
     "bigserial": _NUMBER,
-    "boolean": Kind(_plain, bool, comparable=True, bounded=True, family="boolean"),
+    "boolean": Kind(_plain, bool, comparable=True, width=50, family="boolean"),
     "real": _FLOAT,
     "double precision": _FLOAT,
     "numeric": Kind(_quoted, Decimal, family="numeric"),
@@ -139,17 +139,17 @@ _KINDS: dict[str, Kind] = {
     # Not comparable by =: it takes two paddings for equal, as citext takes two cases.
     "char": Kind(_json, str, family="text"),
     "citext": Kind(_as_text, str),
-    "uuid": Kind(_quoted, UUID, comparable=True, bounded=True, family="uuid"),
-    "date": Kind(_json, date.fromisoformat, comparable=True, bounded=True, family="date"),
-    "time": Kind(_json, time.fromisoformat, comparable=True, bounded=True, family="time"),
-    "timestamp": Kind(_json, datetime.fromisoformat, comparable=True, bounded=True, family="timestamp"),
-    "interval": Kind(_interval, _read_interval, bounded=True, family="interval"),
+    "uuid": Kind(_quoted, UUID, comparable=True, width=50, family="uuid"),
+    "date": Kind(_json, date.fromisoformat, comparable=True, width=50, family="date"),
+    "time": Kind(_json, time.fromisoformat, comparable=True, width=50, family="time"),
+    "timestamp": Kind(_json, datetime.fromisoformat, comparable=True, width=50, family="timestamp"),
+    "interval": Kind(_interval, _read_interval, width=120, family="interval"),
     "bytea": Kind(_hex, bytes.fromhex, comparable=True, family="bytea"),
     "json": _JSON,
     "jsonb": _JSON,
     # Not ::text, which adds the length of the netmask.
-    "inet": Kind(_json, str, bounded=True, family="network"),
-    "cidr": Kind(_json, str, bounded=True, family="network"),
+    "inet": Kind(_json, str, width=60, family="network"),
+    "cidr": Kind(_json, str, width=60, family="network"),
     "hstore": Kind(_json, dict),
 }
 
@@ -177,6 +177,11 @@ def kind_of(db_type: str, localize: Localize = _as_is) -> Kind:
     if name.endswith("]"):
         # integer[][2] is one type to PostgreSQL, integer[]: each value says how many dimensions it has.
         return _array(kind_of(re.sub(r"(\s*\[\d*\])+$", "", name), localize))
+    sized = re.fullmatch(r"(?P<type>varchar|character varying|numeric)\s*\((?P<size>\d+)[^)]*\)", name)
+    if sized:
+        # A character is written in six bytes at most (\\u0001); a decimal may have a sign and a point.
+        width = 6 * int(sized["size"]) if sized["type"] != "numeric" else int(sized["size"]) + 2
+        return replace(_KINDS[sized["type"]], width=width + 2)
     name = re.sub(r"\s*\([^)]*\)", "", name)
     if name in _RANGES:
         return _range(kind_of(_RANGES[name], localize))
@@ -185,7 +190,7 @@ def kind_of(db_type: str, localize: Localize = _as_is) -> Kind:
         def read(raw: str) -> datetime:
             return localize(datetime.fromisoformat(raw))
 
-        return Kind(_json, read, comparable=True, bounded=True, family="timestamptz")
+        return Kind(_json, read, comparable=True, width=50, family="timestamptz")
     return _KINDS.get(name.removesuffix(" without time zone"), _OTHER)
 
 

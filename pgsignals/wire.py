@@ -13,7 +13,7 @@ One payload says what a statement did to rows of one table::
      "f": ["status"],             the fields whose values travel, where any do
      "c": ["status", "gate"],     the fields that an update changed; null where they cannot be told
      "i": 1,                      only where the trigger was behind its table
-     "n": 3,                      the payload's number in its transaction: PostgreSQL folds equal payloads into one
+     "n": 3,                      the payload's number in its statement: PostgreSQL folds equal payloads into one
      "r": [[17, ["late"], ["gone"]], ...]}
 
 A row of an insert is `[pk, [new...]]`, of a delete `[pk, [old...]]`, of an update `[pk, [old...], [new...]]`. A row

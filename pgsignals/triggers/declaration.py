@@ -15,7 +15,7 @@ from django.db.models.constraints import BaseConstraint
 from ..event import OPERATIONS
 from ..publishing import PublishError, check_channel
 from . import sql
-from .function import ALL
+from .columns import ALL
 
 if TYPE_CHECKING:
     from django.db.backends.base.schema import BaseDatabaseSchemaEditor

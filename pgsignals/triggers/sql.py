@@ -12,7 +12,7 @@ from django.db.backends.ddl_references import Statement, Table
 from .. import conf, wire
 from ..event import DELETE, INSERT, TRUNCATE, UPDATE
 from . import function
-from .function import NEW_ROWS, OLD_ROWS, literal
+from .rows import NEW_ROWS, OLD_ROWS, literal
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper

@@ -1,0 +1,50 @@
+"""A declaration's `when`, from a Q to SQL that a trigger can ask of one row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.core.exceptions import EmptyResultSet, FieldError, FullResultSet
+from django.db.models import QuerySet, Subquery
+from django.db.models.sql.query import Query
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
+    from django.db.models import Model, Q
+
+
+def condition(when: Q, model: type[Model], connection: BaseDatabaseWrapper, alias: str) -> str:
+    """The SQL of a declaration's `when`, asked of the row that goes by `alias`.
+
+    Raises what Django raises for an unknown field or a value that a field cannot have, FieldError for what would need
+    more than the row itself.
+    """
+    query, where = ask(when, model)
+    where.relabel_aliases({model._meta.db_table: alias})
+    try:
+        text, parameters = where.as_sql(query.get_compiler(connection=connection), connection)
+    except EmptyResultSet:
+        return "false"
+    except FullResultSet:
+        return "true"
+    if parameters:
+        # How a value is written may depend on the connection's adapters.
+        connection.ensure_connection()
+    with_values: str = text % tuple(_value(one, connection) for one in parameters)
+    return f"({with_values})"
+
+
+def ask(when: Q, model: type[Model]) -> tuple[Query, Any]:
+    """Django's query for a condition, and its WHERE. Raises as `condition` does."""
+    query = Query(model)
+    where = query.build_where(when)
+    if any(isinstance(part, Subquery | QuerySet) for part in when.flatten()) or where.contains_aggregate:
+        raise FieldError("A trigger can ask the row itself only: no subqueries, no aggregates")
+    if where.contains_over_clause:
+        raise FieldError("A trigger can ask the row itself only: no window functions")
+    return query, where
+
+
+def _value(parameter: Any, connection: BaseDatabaseWrapper) -> str:
+    return sql.Literal(parameter).as_string(connection.connection).strip()
