@@ -7,7 +7,8 @@ from .event import PgEvent
 from .publishing import PublishError, apublish, publish
 from .receivers import on_pg_event
 from .triggers.declaration import Notify
+from .triggers.operations import AddNotify, RemoveNotify
 
 __version__ = "0.1.0"
 
-__all__ = ["Notify", "PgEvent", "PublishError", "apublish", "on_pg_event", "publish"]
+__all__ = ["AddNotify", "Notify", "PgEvent", "PublishError", "RemoveNotify", "apublish", "on_pg_event", "publish"]

@@ -11,13 +11,16 @@ from django.conf import settings
 from django.core import checks
 from django.core.exceptions import FieldDoesNotExist
 from django.core.management import get_commands
+from django.db import DatabaseError, connections
+from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
 from django.utils.translation import gettext as _
 
 from . import conf
-from .event import OPERATIONS
+from .event import OPERATIONS, UPDATE
 from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
+from .triggers import sync, tracked
 from .triggers.columns import ALL, columns, find_field
 from .triggers.condition import ask
 from .triggers.declaration import MAX_NAME, Notify, declarations, name_problem
@@ -26,13 +29,62 @@ from .triggers.declaration import MAX_NAME, Notify, declarations, name_problem
 @checks.register(checks.Tags.models)
 def check_declarations(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Declarations that Django would accept, and that would announce nothing, or break."""
-    return [
-        message
-        for model in apps.get_models(include_auto_created=True)
+    every = list(_every_declaration())
+    asked = [
+        (model, declaration)
+        for model, declaration in every
         if app_configs is None or model._meta.app_config in app_configs
-        for declaration in declarations(model)
-        for message in _declaration_problems(model, declaration)
     ]
+    return [
+        *(message for model, declaration in asked for message in _declaration_problems(model, declaration)),
+        *_twice_announced(every),
+    ]
+
+
+def _every_declaration() -> Iterator[tuple[type[Model], Notify]]:
+    """Those of models, and those that stand in migrations."""
+    for model in apps.get_models(include_auto_created=True):
+        for declaration in declarations(model):
+            yield model, declaration
+    for label, declaration in tracked.on_disk().values():
+        if (found := _model(label)) is not None:
+            yield found, declaration
+
+
+def _twice_announced(every: list[tuple[type[Model], Notify]]) -> Iterator[checks.CheckMessage]:
+    names: dict[str, type[Model]] = {}
+    said: dict[tuple[Any, ...], Notify] = {}
+    for model, declaration in every:
+        if (other := names.setdefault(declaration.name, model)) is not model or (
+            # Of one model Django refuses equal names, but for those that stand in a migration.
+            sum(one.name == declaration.name for of, one in every if of is model) > 1
+        ):
+            yield checks.Error(
+                _("Notify %(name)r is declared twice: on %(first)s and on %(second)s.")
+                % {"name": declaration.name, "first": other._meta.label, "second": model._meta.label},
+                hint=_("The name is that of a function in the database: give each its own."),
+                obj=model,
+                id="pgsignals.E007",
+            )
+            continue
+        for operation in declaration.on:
+            if declaration.when is not None or (operation == UPDATE and declaration.watch):
+                continue
+            first = said.setdefault((model, declaration.channel, operation), declaration)
+            if first is not declaration:
+                yield checks.Error(
+                    _("%(model)s announces every %(operation)s twice: by Notify %(first)r and by Notify %(second)r.")
+                    % {
+                        "model": model._meta.label,
+                        "operation": operation,
+                        "first": first.name,
+                        "second": declaration.name,
+                    },
+                    hint=_("Take it from on=... of one of them, or give one a when, a watch or a channel of its own."),
+                    obj=model,
+                    id="pgsignals.E006",
+                )
+                break
 
 
 def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[checks.CheckMessage]:
@@ -47,7 +99,7 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
             obj=model,
             id="pgsignals.E001",
         )
-    elif not model._meta.managed:
+    elif not model._meta.managed and declaration in declarations(model):
         yield checks.Error(
             _("Notify %(name)r is declared on %(model)s, which is not managed: migrations would create no trigger.")
             % named,
@@ -143,12 +195,16 @@ def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[che
         )
         return
     named |= {"model": model._meta.label, "where": _place_of(model)}
-    announced = {operation for declaration in declarations(model) for operation in declaration.on}
+    announced = {operation for declaration in _declarations_of(model) for operation in declaration.on}
     if not announced:
         yield checks.Error(
             _("The receiver %(receiver)s (%(place)s) waits for %(model)s (%(where)s), which announces nothing.")
             % named,
-            hint=_("Add Notify(name=...) to the Meta.constraints of %(model)s and migrate.") % named,
+            hint=_(
+                "Add Notify(name=...) to the Meta.constraints of %(model)s and migrate; or, where the model is not "
+                "yours, write a migration: manage.py pgsignals track %(model)s --app ..."
+            )
+            % named,
             obj=receiver.name,
             id="pgsignals.E011",
         )
@@ -179,9 +235,20 @@ def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[che
         )
 
 
+def _declarations_of(model: type[Model]) -> list[Notify]:
+    # The migrations are read where nothing else is found: that takes a while.
+    return declarations(model) or [
+        declaration for label, declaration in tracked.on_disk().values() if label == model._meta.label_lower
+    ]
+
+
 def _find_model(condition: Condition) -> type[Model] | None:
+    return _model(condition.label or "")
+
+
+def _model(label: str) -> type[Model] | None:
     try:
-        return apps.get_model(condition.label or "")
+        return apps.get_model(label)
     except (LookupError, ValueError):
         return None
 
@@ -265,3 +332,70 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
             id="pgsignals.W031",
         )
     ]
+
+
+@checks.register(checks.Tags.database)
+def check_databases(
+    app_configs: Sequence[AppConfig] | None, databases: Sequence[str] | None = None, **kwargs: Any
+) -> list[checks.CheckMessage]:
+    """What `manage.py pgsignals status` says, for `manage.py check --database`.
+
+    Silent while there are migrations to be applied: `migrate` runs these checks before it begins.
+    """
+    return [
+        message
+        for alias in databases or ()
+        if connections[alias].vendor == "postgresql"
+        for message in _database_problems(alias)
+    ]
+
+
+def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
+    try:
+        executor = MigrationExecutor(connections[alias])
+        if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+            return
+        rows = sync.compare(alias)
+    except DatabaseError as error:
+        yield checks.Warning(
+            _("Whether the triggers of database %(alias)r are installed could not be seen: %(error)s")
+            % {"alias": alias, "error": " ".join(str(error).split())},
+            id="pgsignals.W044",
+        )
+        return
+    for row in rows:
+        named = {"row": row, "alias": alias, "detail": row.detail, "table": row.table}
+        model = row.declared[0] if row.declared else None
+        if row.state == sync.MISSING:
+            yield checks.Warning(
+                _("Notify %(row)s does not announce all that it declares, in database %(alias)r: %(detail)s.") % named,
+                hint=_("Run: manage.py pgsignals sync --database %(alias)s") % named,
+                obj=model,
+                id="pgsignals.W040",
+            )
+        elif row.state == sync.OUTDATED:
+            yield checks.Warning(
+                _("Notify %(row)s is not as declared, in database %(alias)r: %(detail)s.") % named,
+                hint=_("Run: manage.py pgsignals sync --database %(alias)s") % named,
+                obj=model,
+                id="pgsignals.W041",
+            )
+        elif row.state == sync.ORPHAN:
+            yield checks.Warning(
+                _("Database %(alias)r has triggers of Notify %(row)s, which nothing here declares.") % named,
+                hint=_(
+                    "Another project's, or a leftover. If it is none of theirs: "
+                    "manage.py pgsignals sync --prune --database %(alias)s"
+                )
+                % named,
+                id="pgsignals.W043",
+            )
+        if row.partitioned:
+            yield checks.Warning(
+                _("%(table)s, which Notify %(row)s announces, is partitioned: writes straight into a partition, and ")
+                % named
+                + _("partitions that are attached or detached, are not seen."),
+                hint=_("Write through %(table)s; or see docs/limits.md for triggers on partitions.") % named,
+                obj=model,
+                id="pgsignals.W042",
+            )

@@ -97,6 +97,15 @@ class Notify(BaseConstraint):
         named.name = self.name % {"app_label": model._meta.app_label.lower(), "class": model.__name__.lower()}
         return named
 
+    def renamed(self, old: str, new: str) -> Notify:
+        """The same for a model of which a field was renamed. What `when` asks stays as it is."""
+        renamed = self.clone()
+        for argument in ("fields", "exclude", "watch"):
+            names = getattr(self, argument)
+            if names != ALL:
+                setattr(renamed, argument, tuple(new if name == old else name for name in names))
+        return renamed
+
     def __eq__(self, other: object) -> bool:
         return self.deconstruct() == other.deconstruct() if isinstance(other, Notify) else NotImplemented
 
@@ -132,7 +141,8 @@ class Notify(BaseConstraint):
         """One statement that drops the function, and with it the triggers."""
         if schema_editor.connection.vendor != "postgresql":
             return None
-        return sql.drop(self, schema_editor)
+        # Django executes this with parameters, of which there are none.
+        return sql.drop(self.name, schema_editor).replace("%", "%%")
 
     def validate(self, model: type[Model], instance: Model, exclude: Any = None, using: str = "default") -> None:
         """No row violates a declaration."""

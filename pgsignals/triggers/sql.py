@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from .declaration import Notify
 
 PREFIX = "pgsignals_"
+
+LOCK = (0x70677369, 1)  # "pgsi"
+"""The advisory lock that DDL of ours is done under."""
+
 _SUFFIXES = {INSERT: "_ins", UPDATE: "_upd", DELETE: "_del", TRUNCATE: "_tru"}
 # PostgreSQL gives each operation the tables that it has, and none for TRUNCATE.
 _TABLES = {
@@ -48,33 +52,43 @@ def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseS
     It waits for the table's lock for PGSIGNALS["LOCK_TIMEOUT"] seconds and then says what to do.
     """
     quote = schema_editor.quote_name
+    made = [_trigger(declaration, operation, quote) for operation in declaration.on]
     # Django renames or drops a waiting Statement together with the table that it refers to.
     return Statement(
-        _CREATE.replace(
-            "{triggers}", "\n".join(_trigger(declaration, operation, quote) for operation in declaration.on)
-        ),
+        _DDL.replace("{ddl}", "\n".join(["%(function)s;", *made])),
         table=Table(model._meta.db_table, quote),
         function=";\n".join(renew(declaration, model, schema_editor.connection)),
-        timeout=literal(f"{int(conf.get().LOCK_TIMEOUT * 1000)}ms"),
-        message=literal(f"pgsignals: the table of {model._meta.label} is in use, so its trigger could not be made."),
-        hint=literal(
-            "A transaction holds the table (pg_stat_activity shows it), and nothing was changed. End it, or wait, and "
-            'migrate again; PGSIGNALS["LOCK_TIMEOUT"] says how many seconds to wait.'
-        ),
+        **_waiting(f"pgsignals: the table of {model._meta.label} is in use, so its trigger could not be made."),
     )
 
 
-_CREATE = """DO $pgsignals_ddl$
+# The advisory lock first, for as long as it takes: two that migrate at once would otherwise fail with "tuple
+# concurrently updated". A lock on a table only for so long: whoever waits for one holds up all who come after.
+_DDL = """DO $pgsignals_ddl$
 DECLARE
     waits_before text := current_setting('lock_timeout');
 BEGIN
+    PERFORM set_config('lock_timeout', '0', true);
+    PERFORM pg_catalog.pg_advisory_xact_lock(%(lock)s);
     PERFORM set_config('lock_timeout', %(timeout)s, true);
-%(function)s;
-{triggers}
+{ddl}
     PERFORM set_config('lock_timeout', waits_before, true);
-EXCEPTION WHEN lock_not_available THEN
+EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RAISE EXCEPTION USING ERRCODE = 'lock_not_available', MESSAGE = %(message)s, HINT = %(hint)s;
 END $pgsignals_ddl$"""
+
+
+def _waiting(message: str) -> dict[str, str]:
+    """How long DDL waits, and what is said when that was not long enough."""
+    return {
+        "lock": f"{LOCK[0]}, {LOCK[1]}",
+        "timeout": literal(f"{int(conf.get().LOCK_TIMEOUT * 1000)}ms"),
+        "message": literal(message),
+        "hint": literal(
+            "A transaction holds the table (pg_stat_activity shows it), and nothing was changed. End it, or wait, and "
+            'do the same again; PGSIGNALS["LOCK_TIMEOUT"] says how many seconds to wait.'
+        ),
+    }
 
 
 def _trigger(declaration: Notify, operation: str, quote: Callable[[str], str]) -> str:
@@ -85,9 +99,21 @@ def _trigger(declaration: Notify, operation: str, quote: Callable[[str], str]) -
     )
 
 
-def drop(declaration: Notify, schema_editor: BaseDatabaseSchemaEditor) -> str:
-    """One statement that drops the function, and with it the triggers."""
-    return f"DROP FUNCTION IF EXISTS {schema_editor.quote_name(function_name(declaration))}() CASCADE"
+def drop(name: str, schema_editor: BaseDatabaseSchemaEditor) -> str:
+    """One statement that drops the function of the declaration of this name, and with it the triggers."""
+    waiting = _waiting(f"pgsignals: a table that {name!r} announces is in use, so its trigger could not be dropped.")
+    function = schema_editor.quote_name(f"{PREFIX}{name}")
+    return (_DDL % waiting).replace("{ddl}", f"    DROP FUNCTION IF EXISTS {function}() CASCADE;")
+
+
+def drop_trigger(trigger: str, model: type[Model], schema_editor: BaseDatabaseSchemaEditor) -> str:
+    """One statement that drops one trigger, which no declaration has."""
+    waiting = _waiting(
+        f"pgsignals: the table of {model._meta.label} is in use, so its trigger {trigger} could not be dropped."
+    )
+    quote = schema_editor.quote_name
+    ddl = f"    DROP TRIGGER IF EXISTS {quote(trigger)} ON {quote(model._meta.db_table)};"
+    return (_DDL % waiting).replace("{ddl}", ddl)
 
 
 def renew(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> tuple[str, str]:
@@ -105,7 +131,7 @@ def renew(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapp
     return (
         f"CREATE OR REPLACE FUNCTION {name} RETURNS trigger LANGUAGE plpgsql "
         f"{_definition(declaration, model, connection)}",
-        f"COMMENT ON FUNCTION {name} IS {literal(json.dumps(said))}",
+        f"COMMENT ON FUNCTION {name} IS {literal(json.dumps(said, default=str))}",
     )
 
 

@@ -1,4 +1,4 @@
-"""What is installed in a database, against what the models declare; and the repair.
+"""What is installed in a database, against what is declared; and the repair.
 
 Migrations hold declarations, not SQL. So after every `migrate` the functions whose text is no longer what their
 declaration would make (a field was added, pgsignals was upgraded) are replaced, which locks no table. What else is
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps as global_apps
-from django.db import connections, router, transaction
+from django.db import DatabaseError, connections, router, transaction
 
-from . import sql
+from . import sql, tracked
 from .declaration import Notify, declarations
 
 if TYPE_CHECKING:
@@ -26,49 +26,254 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("pgsignals.triggers")
 
-# Two processes that migrate at once would otherwise fail with "tuple concurrently updated".
-_LOCK = (0x70677369, 1)  # "pgsi"
+INSTALLED, OUTDATED, MISSING, ORPHAN = "installed", "outdated", "missing", "orphan"
 
 
 @dataclass(frozen=True, slots=True)
-class Declared:
-    """A declaration, where it stands, and what the database has of it."""
+class Status:
+    """A declaration with what the database has of it, or what the database has without a declaration."""
 
-    model: type[Model]
-    declaration: Notify
+    name: str
+    """Of the declaration."""
+    model: str
+    """The label of its model."""
     state: str
-    """`installed`, `outdated` (the function's text is old) or `missing` (the function, or one of its triggers)."""
+    """`installed`; `outdated` (the function's text is old, or there is a trigger too many); `missing` (the function,
+    one of its triggers, or one of these is disabled); `orphan` (nothing declares it)."""
+    detail: str
+    """What is amiss, and what helps; empty where nothing is."""
+    table: str
+    """The table, as PostgreSQL knows it."""
+    operations: tuple[str, ...]
+    """Those that are declared; of an orphan, none."""
+    partitioned: bool = False
+    """Whether the table is partitioned, so that writes straight into a partition are not seen."""
+    renewable: bool = False
+    """Whether replacing the function is all that is to be done."""
+    superfluous: tuple[str, ...] = ()
+    """Triggers on the table that call the function, and that no declaration has."""
+    declared: tuple[type[Model], Notify] | None = None
+    problem: str = ""
+    """Why a repair did not succeed."""
+
+    def __str__(self) -> str:
+        return f"{self.name!r} on {self.model}" if self.model else repr(self.name)
 
 
-def declared(database: str, apps: Apps = global_apps) -> Iterator[tuple[type[Model], Notify]]:
-    """Every declaration on a table that this database has by Django's account."""
+# What is declared.
+
+
+def declared(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> Iterator[Any]:
+    """Every model with a declaration on a table that this database has by Django's account, and the declaration.
+
+    `found` are the declarations that stand in migrations; without it, all that are on disk.
+    """
     for model in apps.get_models(include_auto_created=True):
-        if model._meta.managed and not model._meta.proxy and router.allow_migrate_model(database, model):
+        if model._meta.can_migrate(database) and router.allow_migrate_model(database, model):
             for declaration in declarations(model):
                 yield model, declaration
+    for label, declaration in (tracked.on_disk() if found is None else found).values():
+        try:
+            model = apps.get_model(label)
+        except (LookupError, ValueError):
+            # Its app was taken out of the project. What the database has of it is an orphan.
+            continue
+        if not model._meta.proxy and not model._meta.swapped and router.allow_migrate_model(database, model):
+            yield model, declaration
 
 
-def compare(database: str, apps: Apps = global_apps) -> list[Declared]:
-    """Each declaration with its state in the database."""
+# What is installed.
+
+
+def compare(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> list[Status]:
+    """Each declaration with its state in the database, and what is installed without one."""
     connection = connections[database]
-    found = _installed(connection)
-    return [
-        Declared(model, declaration, _state(model, declaration, found, connection))
-        for model, declaration in declared(database, apps)
-    ]
+    installed = _installed(connection)
+    rows = []
+    for model, declaration in declared(database, apps, found):
+        function = installed.pop(sql.function_name(declaration), None)
+        rows.append(_status(model, declaration, function, connection))
+    return rows + [_orphan(function) for function in installed.values() if function.comment]
 
 
-def renew_outdated(database: str, apps: Apps = global_apps) -> list[Declared]:
-    """Replace the functions whose text is old, and report what is missing. Returns what was replaced."""
-    return _repair(database, apps, {"outdated"})
+@dataclass(frozen=True, slots=True)
+class _Trigger:
+    name: str
+    table: int
+    enabled: bool
 
 
-def repair(database: str) -> list[Declared]:
-    """Replace the functions whose text is old, and create what is missing. Returns what was done.
+@dataclass(frozen=True, slots=True)
+class _Function:
+    name: str
+    comment: dict[str, Any]
+    triggers: tuple[_Trigger, ...]
+    tables: str
 
-    Creating a trigger takes a SHARE ROW EXCLUSIVE lock on its table for a moment.
+
+def _installed(connection: BaseDatabaseWrapper) -> dict[str, _Function]:
+    """Our functions that this session's search_path finds, by name."""
+    with connection.cursor() as cursor:
+        cursor.execute(_INSTALLED, [f"{sql.PREFIX.replace('_', chr(92) + '_')}%"])
+        return {
+            name: _Function(name, _read(comment), tuple(_Trigger(*one) for one in triggers), tables or "")
+            for name, comment, triggers, tables in cursor.fetchall()
+        }
+
+
+# A session with session_replication_role = replica apart, an "always" trigger fires as others do.
+_INSTALLED = """
+SELECT p.proname, obj_description(p.oid, 'pg_proc'),
+    coalesce(json_agg(json_build_array(t.tgname, t.tgrelid::bigint, t.tgenabled IN ('O', 'A')) ORDER BY t.tgname)
+        FILTER (WHERE t.oid IS NOT NULL), '[]'),
+    string_agg(DISTINCT t.tgrelid::regclass::text, ', ')
+FROM pg_catalog.pg_proc p
+LEFT JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid AND t.tgparentid = 0
+WHERE p.proname LIKE %s AND pg_catalog.pg_function_is_visible(p.oid)
+GROUP BY p.oid, p.proname
+ORDER BY p.proname
+"""
+
+
+def _read(comment: str | None) -> dict[str, Any]:
+    try:
+        said = json.loads(comment or "")
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) and "pgsignals" in said else {}
+
+
+def _status(
+    model: type[Model], declaration: Notify, function: _Function | None, connection: BaseDatabaseWrapper
+) -> Status:
+    table, name, kind = _table(model, connection)
+    row = Status(
+        name=declaration.name,
+        model=model._meta.label,
+        state=MISSING,
+        detail="",
+        table=name or model._meta.db_table,
+        operations=declaration.on,
+        partitioned=kind == "p",
+        declared=(model, declaration),
+    )
+    if table is None:
+        return replace(row, detail=f"there is no table {model._meta.db_table!r}; migrate")
+    if function is None:
+        return replace(row, detail="it was never installed, or was dropped by hand")
+    ours = {trigger.name: trigger for trigger in function.triggers if trigger.table == table}
+    wanted = {sql.trigger_name(declaration, operation): operation for operation in declaration.on}
+    if absent := [operation for trigger, operation in wanted.items() if trigger not in ours]:
+        return replace(row, detail=f"no trigger for {', '.join(absent)}")
+    if disabled := [operation for trigger, operation in wanted.items() if not ours[trigger].enabled]:
+        return replace(row, detail=f"the trigger for {', '.join(disabled)} is disabled")
+    superfluous = tuple(trigger for trigger in ours if trigger not in wanted)
+    try:
+        outdated = function.comment.get("fingerprint") != sql.fingerprint(declaration, model, connection)
+    except Exception as error:  # of a field that is gone, for instance
+        return replace(row, state=OUTDATED, detail=f"its declaration does not fit its model any more: {error}")
+    if superfluous:
+        detail = f"triggers that are not declared: {', '.join(superfluous)}"
+        return replace(row, state=OUTDATED, detail=detail, superfluous=superfluous)
+    if outdated:
+        return replace(row, state=OUTDATED, detail="the function's text is of an older version", renewable=True)
+    return replace(row, state=INSTALLED)
+
+
+def _table(model: type[Model], connection: BaseDatabaseWrapper) -> tuple[int | None, str, str]:
+    """The table that a model's name means to this session: its oid, its name in PostgreSQL's words, and its kind."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT c.oid::bigint, c.oid::regclass::text, c.relkind::text FROM pg_catalog.pg_class c "
+            "WHERE c.oid = pg_catalog.to_regclass(%s)",
+            [connection.ops.quote_name(model._meta.db_table)],
+        )
+        row: tuple[int, str, str] | None = cursor.fetchone()
+        return row or (None, "", "")
+
+
+def _orphan(function: _Function) -> Status:
+    return Status(
+        name=function.name.removeprefix(sql.PREFIX),
+        model=str(function.comment.get("model", "")),
+        state=ORPHAN,
+        detail="nothing here declares it: a leftover, or of another project in this database",
+        table=function.tables,
+        operations=(),
+    )
+
+
+# The repair.
+
+
+def renew_outdated(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> list[Status]:
+    """Replace the functions whose text is old. Returns what was replaced, or could not be."""
+    return _repair(database, apps, found, lambda row: row.state == OUTDATED and row.renewable)
+
+
+def repair(database: str, *, prune: bool = False) -> list[Status]:
+    """Replace the functions whose text is old, and create what is missing. Returns what was done, or could not be.
+
+    With `prune`, orphans are dropped. Creating a trigger takes a SHARE ROW EXCLUSIVE lock on its table for a moment,
+    dropping one an ACCESS EXCLUSIVE lock.
     """
-    return _repair(database, global_apps, {"outdated", "missing"})
+
+    def amiss(row: Status) -> bool:
+        return row.state in (OUTDATED, MISSING) or (prune and row.state == ORPHAN)
+
+    return _repair(database, global_apps, None, amiss)
+
+
+def _repair(
+    database: str,
+    apps: Apps,
+    found: tracked.Tracked | None,
+    amiss: Callable[[Status], bool],
+) -> list[Status]:
+    connection = connections[database]
+    # Looked at before the lock is taken: most runs have nothing to do.
+    if not any(map(amiss, compare(database, apps, found))):
+        return []
+    done = []
+    with transaction.atomic(using=database):
+        with connection.cursor() as cursor:
+            # Two that migrate at once would otherwise fail with "tuple concurrently updated".
+            cursor.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", sql.LOCK)
+        for row in filter(amiss, compare(database, apps, found)):
+            try:
+                # One that cannot be put right keeps no other from it.
+                with transaction.atomic(using=database), connection.schema_editor(atomic=False) as editor:
+                    for statement in _statements(row, connection):
+                        editor.execute(statement, params=None)
+            except Exception as error:
+                done.append(replace(row, problem=_why(error)))
+            else:
+                done.append(row)
+    return done
+
+
+def _statements(row: Status, connection: BaseDatabaseWrapper) -> list[Any]:
+    editor = connection.schema_editor()
+    if row.declared is None:
+        return [sql.drop(row.name, editor)]
+    model, declaration = row.declared
+    if row.state == MISSING:
+        return [sql.create(declaration, model, editor)]
+    dropped = [sql.drop_trigger(trigger, model, editor) for trigger in row.superfluous]
+    return [*sql.renew(declaration, model, connection), *dropped]
+
+
+def _why(error: Exception) -> str:
+    diagnosis = getattr(error.__cause__, "diag", None)
+    if isinstance(error, DatabaseError) and diagnosis:
+        hint = diagnosis.message_hint
+        if diagnosis.sqlstate == "42501":  # insufficient_privilege
+            hint = "Only the function's and the table's owner may do this: use the role that migrates."
+        return " ".join(filter(None, [f"{diagnosis.message_primary}.".replace("..", "."), hint]))
+    return f"{error.__class__.__name__}: {error}"
+
+
+# After `migrate`.
 
 
 def after_migrate(*, using: str, apps: Apps | None = None, verbosity: int = 1, **kwargs: Any) -> None:
@@ -76,79 +281,27 @@ def after_migrate(*, using: str, apps: Apps | None = None, verbosity: int = 1, *
     # `flush` sends post_migrate without apps; it changed no table.
     if apps is None or connections[using].vendor != "postgresql":
         return
-    for done in renew_outdated(using, apps):
-        if verbosity >= 1:
-            logger.info("pgsignals: renewed the trigger function of %s.", _named(done))
-    for row in compare(using, apps):
-        if row.state == "missing":
+    found = tracked.applied(connections[using])
+    for row in renew_outdated(using, apps, found):
+        if row.problem:
+            logger.error("pgsignals: the trigger function of %s is old, and was not renewed: %s", row, row.problem)
+        elif verbosity >= 1:
+            logger.info("pgsignals: renewed the trigger function of %s.", row)
+    for row in compare(using, apps, found):
+        if row.state == MISSING:
             logger.warning(
-                'pgsignals: %s has no trigger in database %r: its changes are not announced. Run "manage.py '
-                'pgsignals sync --database %s".',
-                _named(row),
+                "pgsignals: %s does not announce all that it declares in database %r (%s). "
+                'Run "manage.py pgsignals sync --database %s".',
+                row,
                 using,
+                row.detail,
                 using,
             )
-
-
-def _repair(database: str, apps: Apps, states: set[str]) -> list[Declared]:
-    connection = connections[database]
-    # Looked at before the lock is taken: most runs have nothing to do.
-    if not any(row.state in states for row in compare(database, apps)):
-        return []
-    with transaction.atomic(using=database):
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", _LOCK)
-        done = [row for row in compare(database, apps) if row.state in states]
-        for row in done:
-            _install(row, connection)
-    return done
-
-
-def _install(row: Declared, connection: BaseDatabaseWrapper) -> None:
-    with connection.schema_editor(atomic=False) as editor:
-        if row.state == "missing":
-            editor.execute(sql.create(row.declaration, row.model, editor), params=None)
-        else:
-            for statement in sql.renew(row.declaration, row.model, connection):
-                editor.execute(statement, params=None)
-
-
-def _state(
-    model: type[Model], declaration: Notify, found: dict[str, tuple[str, set[str]]], connection: BaseDatabaseWrapper
-) -> str:
-    fingerprint, triggers = found.get(sql.function_name(declaration), ("", set()))
-    if not triggers.issuperset(_trigger_keys(model, declaration)):
-        return "missing"
-    return "installed" if fingerprint == sql.fingerprint(declaration, model, connection) else "outdated"
-
-
-def _trigger_keys(model: type[Model], declaration: Notify) -> set[str]:
-    return {sql.trigger_name(declaration, operation) for operation in declaration.on}
-
-
-def _installed(connection: BaseDatabaseWrapper) -> dict[str, tuple[str, set[str]]]:
-    """By function: the fingerprint in its comment, and the names of the triggers that call it."""
-    with connection.cursor() as cursor:
-        cursor.execute(_INSTALLED, [f"{sql.PREFIX.replace('_', chr(92) + '_')}%"])
-        return {name: (_fingerprint(comment), set(triggers)) for name, comment, triggers in cursor.fetchall()}
-
-
-_INSTALLED = """
-SELECT p.proname, obj_description(p.oid, 'pg_proc'),
-    coalesce(array_agg(t.tgname::text) FILTER (WHERE t.oid IS NOT NULL), '{}')
-FROM pg_catalog.pg_proc p LEFT JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid
-WHERE p.proname LIKE %s AND pg_catalog.pg_function_is_visible(p.oid)
-GROUP BY p.oid, p.proname
-"""
-
-
-def _fingerprint(comment: str | None) -> str:
-    try:
-        said = json.loads(comment or "")
-        return str(said["fingerprint"])
-    except (ValueError, TypeError, KeyError):
-        return ""
-
-
-def _named(row: Declared) -> str:
-    return f"{row.declaration.name!r} on {row.model._meta.label}"
+        elif row.state == ORPHAN:
+            logger.warning(
+                "pgsignals: database %r has triggers of %s, which nothing declares (another project's, or a leftover). "
+                'Look at "manage.py pgsignals status --database %s"; its "sync --prune" drops them.',
+                using,
+                row,
+                using,
+            )

@@ -8,22 +8,26 @@ from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
 from django.db import connections
+from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import DatabaseError, NotSupportedError
 from django.utils.connection import ConnectionDoesNotExist
 from django.utils.translation import gettext as _
 
 from pgsignals import conf
+from pgsignals.event import OPERATIONS
 from pgsignals.publishing import PublishError, publish
-from pgsignals.triggers import sync
+from pgsignals.triggers import sync, track
+from pgsignals.triggers.columns import ALL
+from pgsignals.triggers.declaration import Notify
 
 from .listen import Command as Listen
 from .listen import OfflineChecks
 
 
 class Command(OfflineChecks):
-    """The subcommands listen, publish and sync."""
+    """The subcommands listen, publish, status, sync and track."""
 
-    help = "Listen to PostgreSQL, publish a message, repair triggers."
+    help = "Listen to PostgreSQL, publish a message, look after triggers."
 
     def add_arguments(self, parser: CommandParser) -> None:
         """One parser for each subcommand."""
@@ -33,9 +37,25 @@ class Command(OfflineChecks):
         publishing = commands.add_parser("publish", help=_("Send a message to all who listen to a channel."))
         publishing.add_argument("channel")
         publishing.add_argument("payload", help=_('JSON, such as \'{"type": "user.created"}\'.'))
+        looking = commands.add_parser("status", help=_("Show every declaration and every installed trigger."))
+        looking.add_argument("--json", action="store_true", help=_("Print JSON."))
+        looking.add_argument("--check", action="store_true", help=_("Exit with 1 unless everything is installed."))
         syncing = commands.add_parser("sync", help=_("Create missing triggers, and renew outdated ones."))
-        for one in (publishing, syncing):
+        syncing.add_argument("--prune", action="store_true", help=_("Drop those that nothing declares, too."))
+        for one in (publishing, looking, syncing):
             one.add_argument("--database", help=_("Alias of the database; PGSIGNALS['DATABASE'] by default."))
+        self._add_track(commands.add_parser("track", help=_("Write the migration that announces somebody's model.")))
+
+    def _add_track(self, parser: ArgumentParser) -> None:
+        parser.add_argument("model", help=_("Such as auth.User, or auth.User.groups for a many-to-many table."))
+        parser.add_argument("--app", required=True, help=_("Label of the app of yours that gets the migration."))
+        parser.add_argument("--name", help=_("Of the declaration; app_model_events by default."))
+        parser.add_argument("--on", nargs="+", default=OPERATIONS, choices=OPERATIONS, help=_("Operations; all."))
+        parser.add_argument("--fields", nargs="+", default=(), help=_("Whose values travel; __all__ for all."))
+        parser.add_argument("--exclude", nargs="+", default=(), help=_("All values travel but those of these fields."))
+        parser.add_argument("--watch", nargs="+", default=(), help=_("Updates only where one of these changed."))
+        parser.add_argument("--channel", help=_("The PostgreSQL channel, where it shall be one of its own."))
+        parser.add_argument("--dry-run", action="store_true", help=_("Print the migration; write nothing."))
 
     def handle(self, *args: Any, command: str, **options: Any) -> None:
         """Call the subcommand."""
@@ -46,7 +66,7 @@ class Command(OfflineChecks):
             return
         try:
             getattr(self, f"_{command}")(**options)
-        except (PublishError, NotSupportedError, ConnectionDoesNotExist, DatabaseError) as error:
+        except (PublishError, NotSupportedError, ConnectionDoesNotExist, DatabaseError, track.TrackError) as error:
             raise CommandError(" ".join(str(error).split())) from error
 
     def _publish(self, *, channel: str, payload: str, database: str | None, **options: Any) -> None:
@@ -59,14 +79,88 @@ class Command(OfflineChecks):
             ) from error
         publish(channel, message, using=database)
 
-    def _sync(self, *, database: str | None, verbosity: int, **options: Any) -> None:
+    def _status(self, *, database: str | None, check: bool, verbosity: int, **options: Any) -> None:
+        alias = self._postgres(database)
+        rows = sync.compare(alias)
+        if options["json"]:
+            self.stdout.write(json.dumps({"database": alias, "triggers": [_as_dict(row) for row in rows]}, indent=2))
+        else:
+            self._print_table([_TITLES, *(_as_texts(row) for row in rows)])
+            if _waiting_migrations(alias):
+                self.stdout.write(_("There are migrations that were not applied: migrate first."))
+        amiss = [row for row in rows if row.state != sync.INSTALLED]
+        if amiss and check:
+            raise CommandError(
+                _("%(count)d of %(all)d are not as declared: %(names)s. Repair with: manage.py pgsignals sync")
+                % {"count": len(amiss), "all": len(rows), "names": ", ".join(f"{one} ({one.state})" for one in amiss)}
+            )
+
+    def _print_table(self, rows: list[tuple[str, ...]]) -> None:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            self.stdout.write("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+    def _sync(self, *, database: str | None, prune: bool, verbosity: int, **options: Any) -> None:
+        alias = self._postgres(database)
+        done = sync.repair(alias, prune=prune)
+        verbs = {sync.OUTDATED: _("renewed"), sync.MISSING: _("created"), sync.ORPHAN: _("dropped")}
+        for row in done:
+            if row.problem:
+                self.stderr.write(_("failed: %(row)s: %(problem)s") % {"row": row, "problem": row.problem})
+            elif verbosity >= 1:
+                self.stdout.write(f"{verbs[row.state]}: {row.name} ({row.model or '?'})")
+        left = [row for row in sync.compare(alias) if row.state != sync.INSTALLED]
+        if verbosity >= 1:
+            for row in left:
+                self.stdout.write(f"{row.state}: {row.name} ({row.model or '?'}): {row.detail}")
+            if not done and not left:
+                self.stdout.write(_("Every declaration has its triggers, and they are up to date."))
+        if any(row.state != sync.ORPHAN for row in left):
+            raise CommandError(_("Not everything could be repaired; the lines above say what."))
+
+    def _track(self, *, model: str, app: str, name: str | None, dry_run: bool, **options: Any) -> None:
+        table = track.find_tracked(model)
+        fields = ALL if options["fields"] == [ALL] else options["fields"]
+        arguments = {key: options[key] for key in ("on", "exclude", "watch", "channel")}
+        try:
+            declaration = Notify(name=name or track.default_name(table), fields=fields, **arguments)
+            path, text = track.migration(table, declaration, app)
+        except (ValueError, TypeError) as error:
+            raise track.TrackError(str(error)) from error
+        if dry_run:
+            self.stdout.write(text)
+            return
+        path.parent.mkdir(exist_ok=True)
+        (path.parent / "__init__.py").touch()
+        path.write_text(text)
+        self.stdout.write(_("Written: %(path)s. Now: manage.py migrate %(app)s") % {"path": path, "app": app})
+
+    def _postgres(self, database: str | None) -> str:
         alias = database or conf.get().DATABASE
         if connections[alias].vendor != "postgresql":
             raise NotSupportedError(_("The database %(alias)r is not PostgreSQL.") % {"alias": alias})
-        done = sync.repair(alias)
-        if verbosity >= 1:
-            for row in done:
-                verb = _("renewed") if row.state == "outdated" else _("created")
-                self.stdout.write(f"{verb}: {row.declaration.name} ({row.model._meta.label})")
-            if not done:
-                self.stdout.write(_("Every declaration has its triggers, and they are up to date."))
+        return alias
+
+
+_TITLES = ("state", "declaration", "model", "table", "announces", "")
+
+
+def _as_texts(row: sync.Status) -> tuple[str, ...]:
+    return (row.state, row.name, row.model, row.table, ", ".join(row.operations), row.detail)
+
+
+def _as_dict(row: sync.Status) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "model": row.model,
+        "table": row.table,
+        "operations": list(row.operations),
+        "state": row.state,
+        "detail": row.detail,
+        "partitioned": row.partitioned,
+    }
+
+
+def _waiting_migrations(alias: str) -> bool:
+    executor = MigrationExecutor(connections[alias])
+    return bool(executor.migration_plan(executor.loader.graph.leaf_nodes()))
