@@ -13,6 +13,8 @@ from django.db import connection
 from pgsignals import PgEvent, wire
 from pgsignals.decode import Decoder
 
+from .fleet import Fleet, functions
+
 
 def connect(**options: object) -> psycopg.Connection:
     """A connection of the test's own to the test's database, in autocommit."""
@@ -90,3 +92,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("NOT RUN", sep="!", red=True, bold=True)
         for reason in sorted(missing):
             terminalreporter.line(reason, red=True)
+
+
+@pytest.fixture
+def fleet(transactional_db: None) -> Iterator[Fleet]:
+    before = functions()
+    yield Fleet()
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS fleet_plane, fleet_ship, fleet_plane_ports, fleet_port CASCADE")
+        for name in functions() - before:
+            cursor.execute(f"DROP FUNCTION {name}() CASCADE")

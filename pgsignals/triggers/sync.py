@@ -276,11 +276,17 @@ def _why(error: Exception) -> str:
 # After `migrate`.
 
 
-def after_migrate(*, using: str, apps: Apps | None = None, verbosity: int = 1, **kwargs: Any) -> None:
+def after_migrate(
+    *, using: str, apps: Apps | None = None, plan: object = None, verbosity: int = 1, **kwargs: Any
+) -> None:
     """Receiver of post_migrate. `apps` are the migrations' own models, so that migrating backwards fits too."""
     # `flush` sends post_migrate without apps; it changed no table.
     if apps is None or connections[using].vendor != "postgresql":
         return
+    if plan:
+        # With --fake the given models are those from before the plan (django/db/migrations/executor.py), and a
+        # function that fits the database already would be replaced by an older one.
+        apps = tracked.applied_models(connections[using])
     found = tracked.applied(connections[using])
     for row in renew_outdated(using, apps, found):
         if row.problem:

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps as global_apps
 from django.db.migrations import operations as django_operations
 from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.state import ModelState
 
 from .operations import AddNotify, RemoveNotify
 
 if TYPE_CHECKING:
+    from django.apps.registry import Apps
     from django.db.backends.base.base import BaseDatabaseWrapper
     from django.db.migrations import Migration
 
@@ -33,6 +36,22 @@ def applied(connection: BaseDatabaseWrapper) -> Tracked:
     """What those migrations say that this database has."""
     loader = MigrationLoader(connection, ignore_no_migrations=True)
     return _collect(loader, set(loader.applied_migrations))
+
+
+def applied_models(connection: BaseDatabaseWrapper) -> Apps:
+    """The models as those migrations leave them that this database has."""
+    loader = MigrationLoader(connection, ignore_no_migrations=True)
+    nodes, done = loader.graph.node_map, loader.applied_migrations
+    latest = [key for key in nodes if key in done and not any(child.key in done for child in nodes[key].children)]
+    models = loader.project_state(latest).apps
+    # The models of apps without migrations come without their relations; `migrate` makes them anew, too
+    # (django/core/management/commands/migrate.py).
+    keys = [(one.app_label, one.name_lower) for one in models.real_models]
+    with models.bulk_update():
+        for key in keys:
+            models.unregister_model(*key)
+    models.render_multiple([ModelState.from_model(global_apps.get_model(*key)) for key in keys])
+    return models
 
 
 def _collect(loader: MigrationLoader, only: set[tuple[str, str]] | None = None) -> Tracked:
