@@ -10,7 +10,6 @@ from django.conf import SettingsReference, settings
 from django.core.exceptions import FieldDoesNotExist
 from django.db.migrations import Migration
 from django.db.migrations.loader import MigrationLoader
-from django.db.migrations.migration import swappable_dependency
 from django.db.migrations.writer import MigrationWriter
 
 from .operations import AddNotify, find_model
@@ -94,7 +93,8 @@ def _dependencies(model: type[Model], loader: MigrationLoader, app_label: str, l
     # The table of a many-to-many field comes with the model that has the field.
     owner = model._meta.auto_created or model
     if isinstance(label, SettingsReference):
-        return [swappable_dependency(label)]
+        # As the writer of migrations wants it: it writes migrations.swappable_dependency(...).
+        return [("__setting__", str(label.setting_name))]  # type: ignore[attr-defined]
     needed = loader.graph.leaf_nodes(owner._meta.app_label)  # type: ignore[union-attr]
     return [key for key in needed if key[0] != app_label]
 
