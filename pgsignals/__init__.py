@@ -3,6 +3,7 @@
 Importing this needs no app registry: models and migrations import it.
 """
 
+from .context import context, silenced
 from .event import PgEvent
 from .publishing import PublishError, apublish, publish
 from .receivers import on_pg_event
@@ -11,4 +12,15 @@ from .triggers.operations import AddNotify, RemoveNotify
 
 __version__ = "0.1.0"
 
-__all__ = ["AddNotify", "Notify", "PgEvent", "PublishError", "RemoveNotify", "apublish", "on_pg_event", "publish"]
+__all__ = [
+    "AddNotify",
+    "Notify",
+    "PgEvent",
+    "PublishError",
+    "RemoveNotify",
+    "apublish",
+    "context",
+    "on_pg_event",
+    "publish",
+    "silenced",
+]

@@ -15,7 +15,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ContextDecorator, contextmanager
+from contextlib import AbstractContextManager, ContextDecorator, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -41,10 +41,12 @@ MAX_CONTEXT: Final = 1024
 UNKNOWN: Final = "?"
 """What was sent last may have been undone, by a rollback to a savepoint: no JSON, so it equals no context."""
 
-NEVER = frozenset("ABORT BEGIN COMMIT DISCARD END PREPARE RELEASE RESET ROLLBACK SET SHOW START".split())
+NEVER = frozenset(
+    ("ABORT", "BEGIN", "COMMIT", "DISCARD", "END", "PREPARE", "RELEASE", "RESET", "ROLLBACK", "SET", "SHOW", "START")
+)
 """First words of statements that begin, end or set up a transaction. Nothing is sent before these."""
 
-WRITES = frozenset("COPY DELETE INSERT MERGE TRUNCATE UPDATE WITH".split())
+WRITES = frozenset(("COPY", "DELETE", "INSERT", "MERGE", "TRUNCATE", "UPDATE", "WITH"))
 """First words of statements that fire triggers, and that PostgreSQL allows inside a transaction."""
 
 MAY_WRITE = WRITES | {"CALL", "DO", "EXECUTE"}
@@ -173,7 +175,7 @@ def check_size(text: str) -> None:
         )
 
 
-class context:  # noqa: N801 - read as a word of the language, like atomic
+class context:
     """Put who writes, and why, into every event of the block: `with pgsignals.context(actor=7, request_id="a1"):`.
 
     Receivers read it as `event.context`. Nested contexts are merged, the inner one wins. Also a decorator, of sync
@@ -289,9 +291,8 @@ class Courier:
         text = frame.text(load=True)
         if not text:
             return run()
-        # Not atomic(): this connection may be a copy that connections[alias] does not know. What fails at the commit,
-        # a deferred constraint for example, must be an error of Django's all the same.
-        with database.wrap_database_errors, database.connection.transaction():
+        # What fails at the commit, a deferred constraint for example, must be an error of Django's all the same.
+        with database.wrap_database_errors, own_transaction(database):
             self._send(text, database)
             result = run()
         self._sent = None
@@ -337,6 +338,14 @@ def status_of(database: Any) -> TransactionStatus:
     return status
 
 
+def own_transaction(database: Any) -> AbstractContextManager[Any]:
+    """A transaction on exactly this connection: it may be a `copy()`, which atomic() does not know."""
+    if connections[database.alias] is database:
+        return transaction.atomic(using=database.alias)
+    own: AbstractContextManager[Any] = database.connection.transaction()
+    return own
+
+
 def set_local(name: str, text: str, database: Any) -> None:
     """Set one of our settings until the end of the transaction."""
     quoted = sql.Literal(text).as_string(database.connection)
@@ -351,7 +360,7 @@ def install(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
         connection.execute_wrappers.append(Courier())
 
 
-class silenced(ContextDecorator):  # noqa: N801
+class silenced(ContextDecorator):
     """Announce nothing of what the block writes to one database: `with pgsignals.silenced():` around a bulk load.
 
     Opens `transaction.atomic()`, and ends with it: what this connection writes after the block, and what others write
