@@ -1,0 +1,583 @@
+"""Who wrote, and why: what a block says reaches the events of its transactions, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import decimal
+import logging
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from asgiref.sync import sync_to_async
+from django.db import IntegrityError, connection, connections, transaction
+from django.db.transaction import TransactionManagementError
+from django.test.utils import CaptureQueriesContext
+from django.utils.functional import lazystr
+
+import pgsignals
+from pgsignals import context as pgsignals_context
+from pgsignals.context import MAX_CONTEXT, Courier, install
+from pgsignals.triggers import function
+
+from .conftest import Listener
+from .shop.models import Customer, Line, Order
+
+
+def setting(name: str = "pgsignals.context") -> str:
+    """What the database knows now."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting(%s, true)", [name])
+        return cursor.fetchone()[0] or ""
+
+
+def contexts(listener: Listener) -> list[dict[str, Any]]:
+    return [dict(event.context) for event in listener.events()]
+
+
+def statements(queries: CaptureQueriesContext) -> list[str]:
+    return [" ".join(query["sql"].split()[:2]) for query in queries.captured_queries]
+
+
+# What a transaction says.
+
+
+def test_the_events_of_a_transaction_carry_the_context(listener: Listener) -> None:
+    with pgsignals.context(actor=7, request_id="a1"), transaction.atomic():
+        customer = Customer.objects.create(name="Ada")
+        Customer.objects.filter(pk=customer.pk).update(name="Grace")
+        Order.objects.bulk_create([Order(), Order()])
+        customer.delete()
+    assert contexts(listener) == [{"actor": 7, "request_id": "a1"}] * 5
+
+
+def test_it_is_sent_once_in_a_transaction(transactional_db: None) -> None:
+    with CaptureQueriesContext(connection) as queries, pgsignals.context(actor=7), transaction.atomic():
+        Customer.objects.create(name="Ada")
+        Customer.objects.create(name="Grace")
+        with transaction.atomic():
+            Customer.objects.create(name="Edith")
+    assert statements(queries).count("SET LOCAL") == 1
+
+
+def test_what_is_written_after_the_block_has_no_context(listener: Listener) -> None:
+    with pgsignals.context(actor=7):
+        Customer.objects.create(name="Ada")
+    Customer.objects.create(name="Grace")
+    assert contexts(listener) == [{"actor": 7}, {}]
+
+
+def test_each_transaction_of_a_block_has_it(listener: Listener) -> None:
+    with pgsignals.context(actor=7):
+        for name in ("Ada", "Grace"):
+            with transaction.atomic():
+                Customer.objects.create(name=name)
+    assert contexts(listener) == [{"actor": 7}] * 2
+
+
+def test_a_reused_atomic_decorator_has_the_context_of_each_call(listener: Listener) -> None:
+    @transaction.atomic
+    def create(name: str) -> None:
+        Customer.objects.create(name=name)
+
+    for actor in (1, 2):
+        with pgsignals.context(actor=actor):
+            create("Ada")
+    create("Grace")
+    assert contexts(listener) == [{"actor": 1}, {"actor": 2}, {}]
+
+
+def test_a_durable_block_has_it(listener: Listener) -> None:
+    with pgsignals.context(actor=7), transaction.atomic(durable=True):
+        Customer.objects.create(name="Ada")
+    assert contexts(listener) == [{"actor": 7}]
+
+
+def test_a_block_inside_a_transaction_ends_before_the_transaction_does(listener: Listener) -> None:
+    with transaction.atomic():
+        Customer.objects.create(name="before")
+        with pgsignals.context(actor=7):
+            Customer.objects.create(name="inside")
+        Customer.objects.create(name="after")
+    assert contexts(listener) == [{}, {"actor": 7}, {}]
+
+
+def test_nested_contexts_are_merged_and_the_inner_one_wins(listener: Listener) -> None:
+    with pgsignals.context(actor=1, request_id="a"), transaction.atomic():
+        with pgsignals.context(actor=2, reason="import"):
+            Customer.objects.create(name="inside")
+        Customer.objects.create(name="after")
+    assert contexts(listener) == [{"actor": 2, "request_id": "a", "reason": "import"}, {"actor": 1, "request_id": "a"}]
+
+
+# Rollbacks.
+
+
+def test_a_savepoint_rolled_back_takes_the_context_from_nobody(listener: Listener) -> None:
+    """The first write is in the savepoint: the rollback undoes what was sent there."""
+    with transaction.atomic():
+        with pytest.raises(ZeroDivisionError), transaction.atomic(), pgsignals.context(actor=1):
+            Customer.objects.create(name="undone")
+            raise ZeroDivisionError
+        Customer.objects.create(name="none")
+        with pgsignals.context(actor=7):
+            with pytest.raises(ZeroDivisionError), transaction.atomic():
+                Customer.objects.create(name="undone")
+                raise ZeroDivisionError
+            Customer.objects.create(name="kept")
+    assert contexts(listener) == [{}, {"actor": 7}]
+
+
+def test_a_context_left_inside_a_savepoint_does_not_come_back_with_its_rollback(listener: Listener) -> None:
+    """PostgreSQL goes back to what held at the savepoint: to a context that was left since."""
+    with transaction.atomic():
+        block = pgsignals.context(actor=7)
+        block.__enter__()
+        Customer.objects.create(name="inside")
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            block.__exit__(None, None, None)
+            Customer.objects.create(name="undone")
+            raise ZeroDivisionError
+        Customer.objects.create(name="after")
+    assert contexts(listener) == [{"actor": 7}, {}]
+
+
+def test_an_error_in_a_savepoint_is_djangos_own_and_the_context_goes_on(listener: Listener) -> None:
+    Line.objects.create(order_number=1, position="a")
+    with pgsignals.context(actor=7), transaction.atomic():
+        with pytest.raises(IntegrityError), transaction.atomic(), pgsignals.context(actor=8):
+            Line.objects.bulk_create([Line(order_number=1, position="a")])
+        Customer.objects.create(name="kept")
+    assert contexts(listener)[1:] == [{"actor": 7}]
+
+
+def test_a_savepoint_of_raw_sql_is_seen(listener: Listener) -> None:
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SAVEPOINT mine")
+        with pgsignals.context(actor=7):
+            Customer.objects.create(name="undone")
+            cursor.execute("  /* back */ ROLLBACK TO SAVEPOINT mine")
+            Customer.objects.create(name="kept")
+    assert contexts(listener) == [{"actor": 7}]
+
+
+def test_in_a_broken_transaction_django_says_what_it_always_says(transactional_db: None) -> None:
+    with pytest.raises(TransactionManagementError), transaction.atomic(), pgsignals.context(actor=7):  # noqa: PT012
+        with pytest.raises(ZeroDivisionError), transaction.atomic(savepoint=False):
+            raise ZeroDivisionError
+        Customer.objects.create(name="Ada")
+
+
+def test_leaving_a_block_after_an_error_asks_the_database_nothing(transactional_db: None) -> None:
+    Line.objects.create(order_number=1, position="a")
+    with pytest.raises(IntegrityError), transaction.atomic(), pgsignals.context(actor=7):
+        Line.objects.bulk_create([Line(order_number=1, position="a")])
+    with transaction.atomic():
+        assert setting() == ""
+
+
+def test_a_transaction_rolled_back_leaves_nothing(listener: Listener) -> None:
+    with pgsignals.context(actor=7):
+        with pytest.raises(ZeroDivisionError), transaction.atomic():
+            Customer.objects.create(name="undone")
+            raise ZeroDivisionError
+        with transaction.atomic():
+            Customer.objects.create(name="kept")
+    Customer.objects.create(name="after")
+    assert contexts(listener) == [{"actor": 7}, {}]
+
+
+# Other ways to hold a transaction.
+
+
+def test_manual_transactions_have_it(listener: Listener) -> None:
+    transaction.set_autocommit(False)
+    try:
+        with pgsignals.context(actor=7):
+            for name in ("Ada", "Grace"):
+                Customer.objects.create(name=name)
+                transaction.commit()
+            Customer.objects.create(name="undone")
+            transaction.rollback()
+            Customer.objects.create(name="Edith")
+            transaction.commit()
+        Customer.objects.create(name="after")
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert contexts(listener) == [{"actor": 7}] * 3 + [{}]
+
+
+def test_a_transaction_of_raw_sql_has_it(listener: Listener) -> None:
+    with pgsignals.context(actor=7), connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        Customer.objects.create(name="Ada")
+        Customer.objects.create(name="Grace")
+        cursor.execute("COMMIT")
+        assert setting() == ""
+    assert contexts(listener) == [{"actor": 7}] * 2
+
+
+def test_a_transaction_may_still_choose_its_isolation(transactional_db: None) -> None:
+    """SET TRANSACTION must come before any query: neither before it nor by ourselves is one made."""
+    with pgsignals.context(actor=7), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE shop_customer")
+        cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        assert setting() == '{"actor":7}'
+
+
+def test_a_function_that_writes_and_is_called_by_select_has_it(listener: Listener) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION pg_temp.hire() RETURNS void LANGUAGE sql AS $$INSERT INTO shop_customer (name) VALUES ('A')$$"
+        )
+        with pgsignals.context(actor=7), transaction.atomic():
+            cursor.execute("SELECT pg_temp.hire()")
+    assert contexts(listener) == [{"actor": 7}]
+
+
+def test_copy_has_it_after_any_other_statement(listener: Listener) -> None:
+    """Django lets no library see COPY."""
+    with pgsignals.context(actor=7), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        with cursor.copy("COPY shop_customer (name) FROM STDIN") as copy:
+            copy.write_row(["Ada"])
+    assert contexts(listener) == [{"actor": 7}]
+
+
+# Autocommit.
+
+
+def test_a_write_in_autocommit_becomes_a_transaction(listener: Listener) -> None:
+    with CaptureQueriesContext(connection) as queries, pgsignals.context(actor=7), connection.cursor() as cursor:
+        cursor.execute("INSERT INTO shop_customer (name) VALUES ('Ada') RETURNING name")
+        assert cursor.fetchone() == ("Ada",)
+        assert not connection.in_atomic_block
+        assert setting() == ""
+    assert statements(queries)[:4] == ["BEGIN", "SET LOCAL", "INSERT INTO", "COMMIT"]
+    assert contexts(listener) == [{"actor": 7}]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into shop_customer (name) values ('Ada')",
+        "\n  -- INSERT\n /* why */ (/**/\tUPDATE shop_customer SET name = 'Grace'".replace("(", ""),
+        "DELETE FROM shop_customer",
+        "MERGE INTO shop_customer USING (SELECT 1) AS one ON true WHEN MATCHED THEN DELETE",
+        "WITH gone AS (DELETE FROM shop_customer RETURNING id) SELECT id FROM gone",
+        "TRUNCATE shop_customer CASCADE",
+        "COPY shop_customer (name) FROM PROGRAM 'echo Ada'",
+        psycopg.sql.SQL("DELETE FROM {}").format(psycopg.sql.Identifier("shop_customer")),
+        b"DELETE FROM shop_customer",
+    ],
+    ids=lambda statement: str(statement).split()[0],
+)
+def test_every_statement_that_writes_has_it_in_autocommit(listener: Listener, statement: Any) -> None:
+    Customer.objects.create(name="there")
+    with pgsignals.context(actor=7), connection.cursor() as cursor:
+        cursor.execute(statement)
+    first, *rest = contexts(listener)
+    assert (first, rest) == ({}, [{"actor": 7}] * len(rest))
+    assert rest
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT 1",
+        "VACUUM shop_customer",
+        "WITH one AS (SELECT 1) SELECT * FROM one",
+        "(SELECT 1)",
+        "/* UPDATE */ SHOW all",
+    ],
+)
+def test_every_other_statement_is_left_alone_in_autocommit(transactional_db: None, statement: str) -> None:
+    with CaptureQueriesContext(connection) as queries, pgsignals.context(actor=7), connection.cursor() as cursor:
+        cursor.execute(statement)
+    assert len(queries) == 1
+
+
+def test_executemany_has_it(listener: Listener) -> None:
+    with pgsignals.context(actor=7), connection.cursor() as cursor:
+        cursor.executemany("INSERT INTO shop_customer (name) VALUES (%s)", [["Ada"], ["Grace"]])
+    assert contexts(listener) == [{"actor": 7}] * 2
+
+
+def test_a_write_that_fails_in_autocommit_raises_what_it_raised_before(listener: Listener) -> None:
+    """Now also for what is checked at the commit: Django's foreign keys."""
+    with pgsignals.context(actor=7):
+        with pytest.raises(IntegrityError):
+            Order.objects.create(customer_id=404)
+        Customer.objects.create(name="Ada")
+    assert contexts(listener) == [{"actor": 7}]
+
+
+def test_a_connection_that_django_does_not_know_by_its_alias_has_it(listener: Listener) -> None:
+    other = connection.copy()
+    try:
+        with pgsignals.context(actor=7), other.cursor() as cursor:
+            cursor.execute("INSERT INTO shop_customer (name) VALUES ('Ada')")
+            with pytest.raises(IntegrityError):
+                cursor.execute("INSERT INTO shop_order (customer_id, state, total, note) VALUES (404, '', 0, '')")
+    finally:
+        other.close()
+    assert contexts(listener) == [{"actor": 7}]
+
+
+def test_rows_are_still_read_in_pieces(listener: Listener) -> None:
+    Customer.objects.bulk_create([Customer(name=str(number)) for number in range(5)])
+    with pgsignals.context(actor=7):
+        seen = [customer.pk for customer in Customer.objects.iterator(chunk_size=2)]
+        raw = Customer.objects.raw(
+            "WITH every AS (SELECT id, name FROM shop_customer /* delete */) SELECT * FROM every"
+        )
+        assert sorted(row.pk for row in raw.iterator(chunk_size=2)) == sorted(seen)
+        with transaction.atomic():
+            for customer in Customer.objects.iterator(chunk_size=2):
+                customer.save()
+    assert contexts(listener)[5:] == [{"actor": 7}] * 5
+
+
+# Settings of the database.
+
+
+@pytest.fixture
+def with_options(transactional_db: None) -> Iterator[Any]:
+    """The default connection, opened anew with further options."""
+    before = connection.settings_dict["OPTIONS"]
+
+    def open_with(**options: Any) -> None:
+        connection.close()
+        connection.settings_dict["OPTIONS"] = {**before, **options}
+
+    yield open_with
+    connection.close()
+    connection.settings_dict["OPTIONS"] = before
+
+
+def test_it_works_with_server_side_binding(listener: Listener, with_options: Any) -> None:
+    with_options(server_side_binding=True)
+    with pgsignals.context(actor="O'Brien \\ %s", reason="100 %"):
+        customer = Customer.objects.create(name="Ada")
+        with transaction.atomic():
+            customer.name = "Grace"
+            customer.save()
+    assert contexts(listener) == [{"actor": "O'Brien \\ %s", "reason": "100 %"}] * 2
+
+
+@pytest.mark.parametrize("text", ["'", '"', "\\", "\\'; --", "%s %%", "é🛫", "\n\x01", "\0", "$$"])
+def test_any_text_arrives(listener: Listener, text: str) -> None:
+    with pgsignals.context(actor=text):
+        Customer.objects.create(name="Ada")
+    assert contexts(listener) == [{"actor": text}]
+
+
+def test_a_connection_opened_anew_has_it_and_one_courier(listener: Listener) -> None:
+    with pgsignals.context(actor=7):
+        Customer.objects.create(name="Ada")
+        connection.close()
+        Customer.objects.create(name="Grace")
+    install(connection)
+    assert [isinstance(wrapper, Courier) for wrapper in connection.execute_wrappers].count(True) == 1
+    assert contexts(listener) == [{"actor": 7}] * 2
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "sqlite"])
+def test_another_vendors_database_is_left_alone() -> None:
+    with pgsignals.context(actor=7), pgsignals.silenced(using="sqlite"):
+        Customer.objects.using("sqlite").create(name="Ada")
+    assert not any(isinstance(wrapper, Courier) for wrapper in connections["sqlite"].execute_wrappers)
+    assert Customer.objects.using("sqlite").count() == 1
+
+
+# In a test that never commits, as Django's TestCase.
+
+
+@pytest.mark.django_db
+def test_in_a_test_case_the_context_comes_and_goes(django_capture_on_commit_callbacks: Any) -> None:
+    with django_capture_on_commit_callbacks(execute=True):
+        with pgsignals.context(actor=7), transaction.atomic():
+            transaction.on_commit(lambda: None)
+            assert setting() == '{"actor":7}'
+        assert setting() == ""
+        with pgsignals.context(actor=8):
+            assert setting() == '{"actor":8}'
+    assert setting() == ""
+
+
+# Python.
+
+
+def test_a_decorated_function_has_it_in_each_call(listener: Listener) -> None:
+    @pgsignals.context(actor=7)
+    def create(depth: int) -> None:
+        Customer.objects.create(name="Ada")
+        if depth:
+            create(depth - 1)
+
+    create(1)
+    Customer.objects.create(name="Grace")
+    assert contexts(listener) == [{"actor": 7}] * 2 + [{}]
+
+
+def test_async_code_has_it(listener: Listener) -> None:
+    @pgsignals.context(actor=7)
+    async def create(name: str) -> None:
+        await Customer.objects.acreate(name=name)
+
+    async def everything() -> None:
+        await create("Ada")
+        with pgsignals.context(actor=8):
+            await Customer.objects.acreate(name="Grace")
+            await sync_to_async(Customer.objects.create)(name="Edith")
+        await Customer.objects.acreate(name="Alan")
+        await sync_to_async(connections.close_all)()
+
+    asyncio.run(everything())
+    assert contexts(listener) == [{"actor": 7}, {"actor": 8}, {"actor": 8}, {}]
+
+
+def test_tasks_side_by_side_have_their_own(listener: Listener) -> None:
+    async def create(actor: int) -> None:
+        with pgsignals.context(actor=actor):
+            customer = await Customer.objects.acreate(name=str(actor))
+            await asyncio.sleep(0)
+            await customer.asave()
+
+    async def everything() -> None:
+        await asyncio.gather(*(create(actor) for actor in range(5)))
+        await sync_to_async(connections.close_all)()
+
+    asyncio.run(everything())
+    names = {customer.pk: int(customer.name) for customer in Customer.objects.all()}
+    events = listener.events()
+    assert len(events) == 10
+    assert [event.context["actor"] for event in events] == [names[event.pk] for event in events]
+
+
+def test_generators_are_refused() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(TypeError, match="numbers: its body runs after the call"):
+        pgsignals.context(actor=7)(numbers)
+    with pytest.raises(TypeError, match="numbers: its body runs after the call"):
+        pgsignals.silenced()(numbers)
+
+
+def test_values_are_what_django_writes_as_json(listener: Listener) -> None:
+    key = uuid.uuid4()
+    day = datetime.date(2026, 7, 1)
+    with pgsignals.context(
+        actor=key, day=day, sum=decimal.Decimal("1.50"), why=lazystr("because"), more=[1, None, {"a": True}]
+    ):
+        Customer.objects.create(name="Ada")
+    assert contexts(listener) == [
+        {"actor": str(key), "day": "2026-07-01", "sum": "1.50", "why": "because", "more": [1, None, {"a": True}]}
+    ]
+
+
+@pytest.mark.parametrize("value", [object(), float("nan"), "\ud800", {1, 2}], ids=["object", "nan", "surrogate", "set"])
+def test_a_value_that_is_no_json_is_refused_with_its_key(value: object) -> None:
+    with pytest.raises(TypeError, match=r"context\(actor=.*for a model its pk"), pgsignals.context(actor=value):
+        pass
+
+
+def test_a_context_that_is_too_big_is_refused_with_size_and_limit(listener: Listener) -> None:
+    room = MAX_CONTEXT - len('{"a":"","b":1}')
+    with pgsignals.context(a="x" * room):
+        with pgsignals.context(b=1):
+            Customer.objects.create(name="fits")
+        with pytest.raises(ValueError, match="has 1025 bytes .* at most 1024"), pgsignals.context(b=12):
+            pass
+        Customer.objects.create(name="goes on")
+    assert [len(event.context) for event in listener.events()] == [2, 1]
+
+
+def test_the_trigger_and_the_context_know_the_same_limit() -> None:
+    assert function.MAX_CONTEXT == MAX_CONTEXT
+
+
+def test_the_name_of_the_package_is_the_context_manager() -> None:
+    assert pgsignals_context is pgsignals.context
+
+
+# Silence.
+
+
+def test_a_silenced_block_announces_nothing_and_the_next_write_does(
+    listener: Listener, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pgsignals.silenced():
+        Customer.objects.bulk_create([Customer(name=str(number)) for number in range(3)])
+    customer = Customer.objects.create(name="Ada")
+    assert [event.pk for event in listener.events()] == [customer.pk]
+    assert [(record.name, record.levelno) for record in caplog.records] == [("pgsignals", logging.WARNING)]
+    assert "'default'" in caplog.text
+
+
+def test_a_transaction_around_a_silenced_block_announces_what_is_not_in_it(listener: Listener) -> None:
+    with transaction.atomic():
+        before = Customer.objects.create(name="before")
+        with pgsignals.silenced():
+            with pgsignals.silenced():
+                Customer.objects.create(name="inner")
+            Customer.objects.create(name="outer")
+        after = Customer.objects.create(name="after")
+    assert [event.pk for event in listener.events()] == [before.pk, after.pk]
+
+
+def test_a_silenced_block_that_fails_is_rolled_back_and_silence_ends(listener: Listener) -> None:
+    with transaction.atomic():
+        with pytest.raises(ZeroDivisionError), pgsignals.silenced():
+            Customer.objects.create(name="undone")
+            raise ZeroDivisionError
+        after = Customer.objects.create(name="after")
+    assert [event.pk for event in listener.events()] == [after.pk]
+
+
+def test_silence_in_a_manual_transaction_ends_with_its_block(listener: Listener) -> None:
+    transaction.set_autocommit(False)
+    try:
+        with pgsignals.silenced():
+            Customer.objects.create(name="silent")
+        after = Customer.objects.create(name="after")
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert [event.pk for event in listener.events()] == [after.pk]
+
+
+def test_a_silenced_block_in_a_broken_transaction_hides_no_error(transactional_db: None) -> None:
+    """What marked the transaction for rollback was inside; leaving the block says nothing of its own."""
+    with transaction.atomic(), pgsignals.silenced():
+        with pytest.raises(ZeroDivisionError), transaction.atomic(savepoint=False):
+            raise ZeroDivisionError
+    assert not connection.in_atomic_block
+
+
+def test_silence_decorates_a_function_and_refuses_a_coroutine(listener: Listener) -> None:
+    @pgsignals.silenced()
+    def load(depth: int) -> None:
+        Customer.objects.create(name="silent")
+        if depth:
+            load(depth - 1)
+
+    async def aload() -> None: ...
+
+    load(2)
+    assert listener.events() == []
+    with pytest.raises(TypeError, match="aload: Django's transactions know no async"):
+        pgsignals.silenced()(aload)
+
+
+def test_a_context_inside_silence_and_silence_inside_a_context(listener: Listener) -> None:
+    with pgsignals.context(actor=7), transaction.atomic():
+        with pgsignals.silenced(), pgsignals.context(actor=8):
+            Customer.objects.create(name="silent")
+        Customer.objects.create(name="after")
+    assert contexts(listener) == [{"actor": 7}]
