@@ -8,6 +8,7 @@ import decimal
 import logging
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg
@@ -36,6 +37,13 @@ def setting(name: str = "pgsignals.context") -> str:
 
 def contexts(listener: Listener) -> list[dict[str, Any]]:
     return [dict(event.context) for event in listener.events()]
+
+
+@contextmanager
+def rolled_back() -> Iterator[None]:
+    with suppress(ZeroDivisionError), transaction.atomic():
+        yield
+        raise ZeroDivisionError
 
 
 def statements(queries: CaptureQueriesContext) -> list[str]:
@@ -119,14 +127,12 @@ def test_nested_contexts_are_merged_and_the_inner_one_wins(listener: Listener) -
 def test_a_savepoint_rolled_back_takes_the_context_from_nobody(listener: Listener) -> None:
     """The first write is in the savepoint: the rollback undoes what was sent there."""
     with transaction.atomic():
-        with pytest.raises(ZeroDivisionError), transaction.atomic(), pgsignals.context(actor=1):
+        with rolled_back(), pgsignals.context(actor=1):
             Customer.objects.create(name="undone")
-            raise ZeroDivisionError
         Customer.objects.create(name="none")
         with pgsignals.context(actor=7):
-            with pytest.raises(ZeroDivisionError), transaction.atomic():
+            with rolled_back():
                 Customer.objects.create(name="undone")
-                raise ZeroDivisionError
             Customer.objects.create(name="kept")
     assert contexts(listener) == [{}, {"actor": 7}]
 
@@ -137,10 +143,9 @@ def test_a_context_left_inside_a_savepoint_does_not_come_back_with_its_rollback(
         block = pgsignals.context(actor=7)
         block.__enter__()
         Customer.objects.create(name="inside")
-        with pytest.raises(ZeroDivisionError), transaction.atomic():
+        with rolled_back():
             block.__exit__(None, None, None)
             Customer.objects.create(name="undone")
-            raise ZeroDivisionError
         Customer.objects.create(name="after")
     assert contexts(listener) == [{"actor": 7}, {}]
 
@@ -166,7 +171,7 @@ def test_a_savepoint_of_raw_sql_is_seen(listener: Listener) -> None:
 
 def test_in_a_broken_transaction_django_says_what_it_always_says(transactional_db: None) -> None:
     with pytest.raises(TransactionManagementError), transaction.atomic(), pgsignals.context(actor=7):  # noqa: PT012
-        with pytest.raises(ZeroDivisionError), transaction.atomic(savepoint=False):
+        with suppress(ZeroDivisionError), transaction.atomic(savepoint=False):
             raise ZeroDivisionError
         Customer.objects.create(name="Ada")
 
@@ -181,9 +186,8 @@ def test_leaving_a_block_after_an_error_asks_the_database_nothing(transactional_
 
 def test_a_transaction_rolled_back_leaves_nothing(listener: Listener) -> None:
     with pgsignals.context(actor=7):
-        with pytest.raises(ZeroDivisionError), transaction.atomic():
+        with rolled_back():
             Customer.objects.create(name="undone")
-            raise ZeroDivisionError
         with transaction.atomic():
             Customer.objects.create(name="kept")
     Customer.objects.create(name="after")
@@ -232,7 +236,8 @@ def test_a_transaction_may_still_choose_its_isolation(transactional_db: None) ->
 def test_a_function_that_writes_and_is_called_by_select_has_it(listener: Listener) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
-            "CREATE FUNCTION pg_temp.hire() RETURNS void LANGUAGE sql AS $$INSERT INTO shop_customer (name) VALUES ('A')$$"
+            "CREATE FUNCTION pg_temp.hire() RETURNS void LANGUAGE sql "
+            "AS $$INSERT INTO shop_customer (name) VALUES ('Ada')$$"
         )
         with pgsignals.context(actor=7), transaction.atomic():
             cursor.execute("SELECT pg_temp.hire()")
@@ -257,7 +262,8 @@ def test_a_write_in_autocommit_becomes_a_transaction(listener: Listener) -> None
         assert cursor.fetchone() == ("Ada",)
         assert not connection.in_atomic_block
         assert setting() == ""
-    assert statements(queries)[:4] == ["BEGIN", "SET LOCAL", "INSERT INTO", "COMMIT"]
+    # Django writes down a statement when it is done: ours with all that went around it.
+    assert statements(queries)[:4] == ["BEGIN", "SET LOCAL", "COMMIT", "INSERT INTO"]
     assert contexts(listener) == [{"actor": 7}]
 
 
@@ -332,12 +338,12 @@ def test_rows_are_still_read_in_pieces(listener: Listener) -> None:
     Customer.objects.bulk_create([Customer(name=str(number)) for number in range(5)])
     with pgsignals.context(actor=7):
         seen = [customer.pk for customer in Customer.objects.iterator(chunk_size=2)]
-        raw = Customer.objects.raw(
-            "WITH every AS (SELECT id, name FROM shop_customer /* delete */) SELECT * FROM every"
-        )
-        assert sorted(row.pk for row in raw.iterator(chunk_size=2)) == sorted(seen)
+        with connection.chunked_cursor() as cursor:
+            cursor.execute("WITH every AS (SELECT id FROM shop_customer) SELECT id AS delete FROM every")
+            assert sorted(cursor.fetchmany(3) + cursor.fetchmany(3)) == sorted((pk,) for pk in seen)
         with transaction.atomic():
             for customer in Customer.objects.iterator(chunk_size=2):
+                customer.name += "!"
                 customer.save()
     assert contexts(listener)[5:] == [{"actor": 7}] * 5
 
@@ -445,15 +451,14 @@ def test_tasks_side_by_side_have_their_own(listener: Listener) -> None:
     async def create(actor: int) -> None:
         with pgsignals.context(actor=actor):
             customer = await Customer.objects.acreate(name=str(actor))
-            await asyncio.sleep(0)
-            await customer.asave()
+            await Customer.objects.filter(pk=customer.pk).aupdate(name=f"{actor} again")
 
     async def everything() -> None:
         await asyncio.gather(*(create(actor) for actor in range(5)))
         await sync_to_async(connections.close_all)()
 
     asyncio.run(everything())
-    names = {customer.pk: int(customer.name) for customer in Customer.objects.all()}
+    names = {customer.pk: int(customer.name.split()[0]) for customer in Customer.objects.all()}
     events = listener.events()
     assert len(events) == 10
     assert [event.context["actor"] for event in events] == [names[event.pk] for event in events]
@@ -492,7 +497,7 @@ def test_a_context_that_is_too_big_is_refused_with_size_and_limit(listener: List
     with pgsignals.context(a="x" * room):
         with pgsignals.context(b=1):
             Customer.objects.create(name="fits")
-        with pytest.raises(ValueError, match="has 1025 bytes .* at most 1024"), pgsignals.context(b=12):
+        with pytest.raises(ValueError, match=r"has 1025 bytes .* at most 1024"), pgsignals.context(b=12):
             pass
         Customer.objects.create(name="goes on")
     assert [len(event.context) for event in listener.events()] == [2, 1]
@@ -533,9 +538,8 @@ def test_a_transaction_around_a_silenced_block_announces_what_is_not_in_it(liste
 
 def test_a_silenced_block_that_fails_is_rolled_back_and_silence_ends(listener: Listener) -> None:
     with transaction.atomic():
-        with pytest.raises(ZeroDivisionError), pgsignals.silenced():
+        with rolled_back(), pgsignals.silenced():
             Customer.objects.create(name="undone")
-            raise ZeroDivisionError
         after = Customer.objects.create(name="after")
     assert [event.pk for event in listener.events()] == [after.pk]
 
@@ -554,9 +558,8 @@ def test_silence_in_a_manual_transaction_ends_with_its_block(listener: Listener)
 
 def test_a_silenced_block_in_a_broken_transaction_hides_no_error(transactional_db: None) -> None:
     """What marked the transaction for rollback was inside; leaving the block says nothing of its own."""
-    with transaction.atomic(), pgsignals.silenced():
-        with pytest.raises(ZeroDivisionError), transaction.atomic(savepoint=False):
-            raise ZeroDivisionError
+    with transaction.atomic(), pgsignals.silenced(), suppress(ZeroDivisionError), transaction.atomic(savepoint=False):
+        raise ZeroDivisionError
     assert not connection.in_atomic_block
 
 
