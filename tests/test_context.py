@@ -6,9 +6,12 @@ import asyncio
 import datetime
 import decimal
 import logging
+import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -24,7 +27,8 @@ from pgsignals import context as pgsignals_context
 from pgsignals.context import MAX_CONTEXT, Courier, install
 from pgsignals.triggers import function
 
-from .conftest import Listener
+from .conftest import Listener, connect
+from .servers import free_port, running
 from .shop.models import Customer, Line, Order
 
 
@@ -373,6 +377,81 @@ def test_it_works_with_server_side_binding(listener: Listener, with_options: Any
             customer.name = "Grace"
             customer.save()
     assert contexts(listener) == [{"actor": "O'Brien \\ %s", "reason": "100 %"}] * 2
+
+
+@pytest.fixture
+def pgbouncer(transactional_db: None, tmp_path: Path) -> Iterator[int]:
+    """The port of a PgBouncer in transaction mode, that has one connection to the server for all its clients."""
+    if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
+        pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
+    place = connection.settings_dict
+    port = free_port()
+    lines = [
+        "[databases]",
+        f"* = host={place['HOST']} port={place['PORT'] or 5432} user={place['USER']} password='{place['PASSWORD']}'",
+        "[pgbouncer]",
+        "listen_addr = 127.0.0.1",
+        f"listen_port = {port}",
+        "unix_socket_dir =",
+        "auth_type = any",
+        "pool_mode = transaction",
+        "default_pool_size = 1",
+    ]
+    if os.geteuid() == 0:
+        # It refuses to be root, and must reach the server's socket.
+        lines.append(f"user = {Path(place['HOST']).owner() if place['HOST'].startswith('/') else 'nobody'}")
+    (tmp_path / "pgbouncer.ini").write_text("\n".join(lines))
+    with running([program, str(tmp_path / "pgbouncer.ini")], {"PATH": "/usr/bin:/bin"}) as process:
+        process.wait_for("process up")
+        yield port
+
+
+@pytest.fixture
+def through_pgbouncer(listener: Listener, pgbouncer: int) -> Iterator[None]:
+    """The default connection goes through PgBouncer; the listener does not."""
+    place = connection.settings_dict
+    before = {name: place[name] for name in ("HOST", "PORT")}
+    connection.close()
+    place.update(HOST="127.0.0.1", PORT=str(pgbouncer), DISABLE_SERVER_SIDE_CURSORS=True)
+    yield
+    connection.close()
+    place.update(before, DISABLE_SERVER_SIDE_CURSORS=False)
+
+
+def test_it_works_through_pgbouncer_and_reaches_nobody_elses_transaction(
+    listener: Listener, through_pgbouncer: None
+) -> None:
+    with connect() as other, pgsignals.context(actor=7):
+        Customer.objects.create(name="autocommit")
+        with transaction.atomic():
+            with rolled_back():
+                Customer.objects.create(name="undone")
+            Customer.objects.create(name="kept")
+        other.execute("INSERT INTO shop_customer (name) VALUES ('of another client')")
+        with pgsignals.silenced():
+            Customer.objects.create(name="silent")
+        other.execute("INSERT INTO shop_customer (name) VALUES ('of another client')")
+        ask = "SELECT pg_backend_pid(), current_setting('pgsignals.context', true)"
+        with connection.cursor() as cursor:
+            cursor.execute(ask)
+            assert cursor.fetchone() == other.execute(ask).fetchone()
+    assert contexts(listener) == [{"actor": 7}, {"actor": 7}, {}, {}]
+
+
+def test_it_works_with_a_pool(listener: Listener, with_options: Any) -> None:
+    pytest.importorskip("psycopg_pool", reason="NOT RUN: Django's pool of connections. pip install psycopg_pool")
+    with_options(pool={"min_size": 1, "max_size": 1})
+    try:
+        for actor in (1, 2):
+            with pgsignals.context(actor=actor):
+                Customer.objects.create(name="autocommit")
+                with transaction.atomic():
+                    Customer.objects.create(name="Ada")
+            connection.close()
+            Customer.objects.create(name="Grace")
+    finally:
+        connection.close_pool()
+    assert contexts(listener) == [{"actor": 1}, {"actor": 1}, {}, {"actor": 2}, {"actor": 2}, {}]
 
 
 @pytest.mark.parametrize("text", ["'", '"', "\\", "\\'; --", "%s %%", "é🛫", "\n\x01", "\0", "$$"])
