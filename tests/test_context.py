@@ -385,10 +385,11 @@ def pgbouncer(transactional_db: None, tmp_path: Path) -> Iterator[int]:
     if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
         pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
     place = connection.settings_dict
+    password = f" password='{place['PASSWORD']}'" if place["PASSWORD"] else ""
     port = free_port()
     lines = [
         "[databases]",
-        f"* = host={place['HOST']} port={place['PORT'] or 5432} user={place['USER']} password='{place['PASSWORD']}'",
+        f"* = host={place['HOST']} port={place['PORT'] or 5432} user={place['USER']}{password}",
         "[pgbouncer]",
         "listen_addr = 127.0.0.1",
         f"listen_port = {port}",
