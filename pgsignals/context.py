@@ -313,7 +313,7 @@ class Courier:
     def _send(self, text: str, database: Any) -> None:
         self._sending = True
         try:
-            set_local("pgsignals.context", text, database)
+            set_local("pgsignals.context", storable(text, database), database)
         finally:
             self._sending = False
         self._sent = text
@@ -336,6 +336,20 @@ def status_of(database: Any) -> TransactionStatus:
         return TransactionStatus.UNKNOWN
     status: TransactionStatus = database.connection.info.transaction_status
     return status
+
+
+def storable(text: str, database: Any) -> str:
+    """The context as the database can hold it: PostgreSQL fails a statement over a character that it lacks."""
+    encoding = database.connection.info.parameter_status("server_encoding")
+    if text.isascii() or encoding in (None, "UTF8"):
+        return text
+    escaped = json.dumps(json.loads(text), separators=(",", ":"))
+    try:
+        check_size(escaped)
+    except ValueError as error:
+        logger.error("In a database in %s: %s What is written now is announced without it.", encoding, error)
+        return ""
+    return escaped
 
 
 def own_transaction(database: Any) -> AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import decimal
+import json
 import logging
 import os
 import shutil
@@ -460,6 +461,29 @@ def test_any_text_arrives(listener: Listener, text: str) -> None:
     with pgsignals.context(actor=text):
         Customer.objects.create(name="Ada")
     assert contexts(listener) == [{"actor": text}]
+
+
+@pytest.fixture
+def latin(transactional_db: None) -> Iterator[None]:
+    """The default connection leads to a database in LATIN1."""
+    usual = connection.settings_dict["NAME"]
+    with connect() as other:
+        other.execute("CREATE DATABASE pgsignals_latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+        connection.close()
+        connection.settings_dict["NAME"] = "pgsignals_latin"
+        yield
+        connection.close()
+        connection.settings_dict["NAME"] = usual
+        other.execute("DROP DATABASE pgsignals_latin")
+
+
+def test_text_that_the_database_cannot_hold_fails_no_write(latin: None, caplog: pytest.LogCaptureFixture) -> None:
+    with pgsignals.context(actor="é🛫"), transaction.atomic():
+        assert json.loads(setting()) == {"actor": "é🛫"}
+        assert caplog.text == ""
+        with pgsignals.context(actor="🛫" * 200):
+            assert setting() == ""
+    assert "LATIN1: The context has 2412 bytes" in caplog.text
 
 
 def test_a_connection_opened_anew_has_it_and_one_courier(listener: Listener) -> None:
