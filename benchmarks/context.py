@@ -78,8 +78,9 @@ def writes() -> dict[str, Callable[[], Any]]:
 
 
 def measure(write: Callable[[], Any], rounds: int) -> dict[str, list[float]]:
-    import pgsignals
     from django.db import connection
+
+    import pgsignals
 
     connection.ensure_connection()
     couriers = list(connection.execute_wrappers)
