@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "channels",
     "pgsignals",
     "tests.shop",
+    "tests.declaring",
     "tests.kinds.apps.KindsConfig",
 ]
 MIDDLEWARE = [
