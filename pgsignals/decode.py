@@ -5,7 +5,6 @@ What a label means is worked out once and kept; decoding a row then makes one sl
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -32,14 +31,10 @@ class UnknownLabel(wire.WireError):
 
 
 class Decoder:
-    """Decodes what comes from one database. Not shared between threads.
+    """Decodes what comes from one database. Not shared between threads."""
 
-    `row_channels` are the channels on which triggers speak: wire.CHANNEL, and those that declarations name.
-    """
-
-    def __init__(self, database: str, row_channels: Collection[str] = ()) -> None:
+    def __init__(self, database: str) -> None:
         self.database = database
-        self.row_channels = {wire.CHANNEL, *row_channels}
         self._models: dict[str, _ModelReaders] = {}
 
     def decode(self, channel: str, payload: str | bytes) -> list[PgEvent]:
@@ -48,13 +43,14 @@ class Decoder:
         Raises wire.WireError, with the reason, for what cannot be read; of these, UnknownLabel for another project's
         model and wire.UnknownVersion for what a newer pgsignals wrote.
         """
-        return self._rows(channel, payload) if channel in self.row_channels else [self._message(channel, payload)]
+        if channel == wire.CHANNEL:
+            return self._rows(channel, wire.parse_rows(payload))
+        document = read_message(payload)
+        if wire.looks_like_rows(document):
+            return self._rows(channel, wire.read_rows(document))
+        return [PgEvent(Origin(op=MESSAGE, channel=channel, database=self.database), document)]
 
-    def _message(self, channel: str, payload: str | bytes) -> PgEvent:
-        return PgEvent(Origin(op=MESSAGE, channel=channel, database=self.database), read_message(payload))
-
-    def _rows(self, channel: str, payload: str | bytes) -> list[PgEvent]:
-        parsed = wire.parse_rows(payload)
+    def _rows(self, channel: str, parsed: wire.RowsPayload) -> list[PgEvent]:
         origin = self._origin(channel, parsed)
         return [PgEvent(origin, row) for row in parsed.rows]
 

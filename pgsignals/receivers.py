@@ -18,6 +18,7 @@ from asgiref.sync import iscoroutinefunction
 
 from .event import MESSAGE, OPERATIONS, UPDATE, PgEvent
 from .publishing import PublishError, check_channel
+from .wire import CHANNEL
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -151,13 +152,9 @@ class Registry:
             found = self._channels.get(event.channel)
         else:
             found = (self._rows or {}).get((event.label or "", event.op))
-        if not found:
-            return []
-        return [
-            receiver
-            for receiver, conditions in found
-            if conditions is None or any(one.admits(event) for one in conditions)
-        ]
+            if event.channel != CHANNEL:
+                return _once_each([*_admitted(found, event), *_admitted(self._channels.get(event.channel), event)])
+        return _admitted(found, event)
 
     def _compile(self) -> None:
         """Lazy labels are resolved here: by the time an event comes, all models exist."""
@@ -173,6 +170,19 @@ class Registry:
                 open_to_all = any(not one.changed and one.type is None for one in conditions)
                 table[place].append((receiver, None if open_to_all else tuple(conditions)))
         self._channels, self._rows = dict(channels), dict(rows)
+
+
+def _admitted(found: Matches | None, event: PgEvent) -> list[Receiver]:
+    if not found:
+        return []
+    return [
+        receiver for receiver, conditions in found if conditions is None or any(one.admits(event) for one in conditions)
+    ]
+
+
+def _once_each(receivers: list[Receiver]) -> list[Receiver]:
+    """Rows on a channel of their own reach those who wait for the model, and those who wait for the channel."""
+    return list(dict.fromkeys(receivers))
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
@@ -220,7 +230,8 @@ def on_pg_event(
 ) -> Callable[[Function], Function]:
     """Call the decorated function, sync or async, with each PgEvent that fits.
 
-    source: a model class, or a channel's name. A model that is not there yet: `model="flights.Flight"`.
+    source: a model class, or a channel's name: then the messages of that channel, and the rows of declarations that
+        name it. A model that is not there yet: `model="flights.Flight"`.
     ops: of `insert`, `update`, `delete`, `truncate`; all of them where none is named.
     changed: a field's name, or several: of updates, only those that changed one of them. Other operations are not
         narrowed by it, and an event that is `incomplete` passes, because nobody can tell.

@@ -36,7 +36,7 @@ from typing import Any
 from .event import DELETE, INSERT, TRUNCATE, UPDATE
 
 CHANNEL = "pgsignals"
-"""The one channel on which all row events travel."""
+"""The channel on which row events travel, but for declarations that name one of their own."""
 
 VERSION = 1
 
@@ -53,6 +53,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 OPERATION_CODES = {INSERT: "i", UPDATE: "u", DELETE: "d", TRUNCATE: "t"}
 _OPERATIONS = {code: operation for operation, code in OPERATION_CODES.items()}
+_HEAD = {"v", "d", "s", "x", "t", "m", "o", "n", "r"}
 _ROW_LENGTHS = {INSERT: 2, DELETE: 2, UPDATE: 3}
 
 
@@ -87,7 +88,19 @@ class RowsPayload:
 
 def parse_rows(payload: str | bytes) -> RowsPayload:
     """Read a payload that came on CHANNEL. Raises WireError, or UnknownVersion, with what is wrong."""
-    document = parse_json(payload)
+    return read_rows(parse_json(payload))
+
+
+def looks_like_rows(document: object) -> bool:
+    """Whether the JSON of a channel that is not ours was written by a trigger, and is no message.
+
+    A declaration may name a channel on which the application also publishes.
+    """
+    return isinstance(document, dict) and document.keys() >= _HEAD
+
+
+def read_rows(document: object) -> RowsPayload:
+    """What the JSON of a payload says. Raises as `parse_rows` does."""
     if not isinstance(document, dict):
         raise WireError("it is not a JSON object")
     version = document.get("v")

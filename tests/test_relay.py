@@ -17,18 +17,18 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.test import override_settings
 
-from pgsignals import PgEvent, on_pg_event, publish
+from pgsignals import Notify, PgEvent, on_pg_event, publish
 from pgsignals.listening.connection import ListeningConnection, parameters
 from pgsignals.listening.relay import Relay, RelayRefused
 from pgsignals.listening.running import build
 from pgsignals.receivers import Registry
 from pgsignals.signals import relay_connected, relay_gap
 
-from .conftest import connect
+from .conftest import Listener, connect
 from .postgres import Server
 from .relaying import WITHIN, Box, Running, Tap, only_receivers_of_this_test, relaying
 from .servers import free_port
-from .shop.models import Customer
+from .shop.models import Customer, Silent
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -329,6 +329,65 @@ def test_the_channels_of_receivers_and_settings_are_listened_to() -> None:
         relay = build(channels=["of_the_command", "of_settings"])
     assert relay.channels == ("pgsignals", "of_a_receiver", "of_settings", "of_the_command")
     assert relay.database == "default"
+
+
+@pytest.fixture
+def _loud() -> Iterator[None]:
+    """`Silent` announces on a channel of its own, by a declaration that no model has."""
+    declaration = Notify(name="silent_loud", channel="Loud Rows")
+    with connection.schema_editor() as editor:
+        editor.add_constraint(Silent, declaration)
+    yield
+    with connection.schema_editor() as editor:
+        editor.remove_constraint(Silent, declaration)
+
+
+@pytest.mark.usefixtures("_loud")
+def test_rows_on_a_channel_of_their_own_are_relayed_to_model_and_channel_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The relay learns of the channel from the database; messages that are published there stay messages."""
+    by_model, by_channel, by_both = Box(), Box(), Box()
+    on_pg_event(Silent, "insert")(lambda event: by_model.put(event))
+    on_pg_event("Loud Rows", type="greeting")(lambda event: by_channel.put(event))
+    on_pg_event(model="shop.Silent")(on_pg_event("Loud Rows")(lambda event: by_both.put(event)))
+    with caplog.at_level(logging.INFO), relaying() as running:
+        Silent.objects.create()
+        publish("Loud Rows", {"type": "greeting"})
+        rows, message = running.tap.events.wait(2)
+        assert by_both.wait(2) == [rows, message]
+        by_channel.wait(1)
+    assert (rows.op, rows.label, rows.channel, rows.model) == ("insert", "shop.silent", "Loud Rows", Silent)
+    assert (message.op, message.payload) == ("message", {"type": "greeting"})
+    assert by_model.items == [rows]
+    assert by_channel.items == [message]
+    assert by_both.items == [rows, message]
+    assert "Listening to pgsignals, Loud Rows in" in caplog.text
+
+
+@pytest.mark.usefixtures("_loud")
+def test_rows_on_a_channel_of_their_own_are_not_on_ours() -> None:
+    listener = Listener("Loud Rows", "pgsignals")
+    Silent.objects.create()
+    Customer.objects.create()
+    heard = [(one.channel, json.loads(one.payload)["m"]) for one in listener.notifications()]
+    listener.connection.close()
+    assert heard == [("Loud Rows", "shop.silent"), ("pgsignals", "shop.customer")]
+
+
+def test_a_comment_that_anybody_wrote_on_a_function_keeps_no_relay_from_listening() -> None:
+    with connect() as owner:
+        for number, comment in enumerate(["no JSON", "[]", '{"pgsignals": 1, "channel": 5}', '{"channel": "x"}']):
+            owner.execute(
+                f"CREATE FUNCTION pgsignals_odd_{number}() RETURNS int LANGUAGE sql AS 'SELECT 1'; "
+                f"COMMENT ON FUNCTION pgsignals_odd_{number}() IS '{comment}'"
+            )
+        owner.execute("CREATE FUNCTION pgsignals_odd_9() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        try:
+            with relaying() as running:
+                Customer.objects.create()
+                running.tap.events.wait()
+        finally:
+            for number in (0, 1, 2, 3, 9):
+                owner.execute(f"DROP FUNCTION pgsignals_odd_{number}()")
 
 
 def test_receivers_run_from_the_first_event_on_to_the_end_of_ten_thousand() -> None:

@@ -121,3 +121,16 @@ def test_a_message_is_its_json_or_else_its_text(payload: str, message: Any) -> N
 def test_a_message_too_deep_or_too_long_to_read_is_refused(payload: str) -> None:
     with pytest.raises(wire.WireError, match="JSON"):
         Decoder("default").decode("app_events", payload)
+
+
+def test_on_another_channel_only_what_a_trigger_wrote_is_read_as_rows() -> None:
+    """A message may have keys of the same names."""
+    decode = Decoder("default").decode
+    assert decode("other", json.dumps(GOOD))[0].label == "shop.order"
+    for message in ({"v": 1, "o": "u"}, {**GOOD, "v": None, "x": None} | {"r": 1}, ["v"], "v", 5, {}):
+        if isinstance(message, dict) and message.keys() >= GOOD.keys() - {"f", "c"}:
+            with pytest.raises(wire.WireError):
+                decode("other", json.dumps(message))
+        else:
+            (event,) = decode("other", json.dumps(message))
+            assert (event.op, event.payload) == ("message", message)

@@ -8,7 +8,7 @@ drained, whatever the receivers do, because a listener that does not read fills 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 import psycopg
@@ -20,6 +20,9 @@ Notification = tuple[str, str, int]
 
 Take = Callable[[list[Notification]], None]
 """What is called with the notifications that came together."""
+
+Further = Callable[[psycopg.AsyncConnection[Any]], Awaitable[Collection[str]]]
+"""What asks the database for further channels."""
 
 _SLICE = 1000
 """Notifications that are taken before the event loop may do something else."""
@@ -59,14 +62,21 @@ class ListeningConnection:
         self._socket = connection.fileno()
         self._last_notice = ""
         self._closed = False
+        self.channels: list[str] = []
+        """What it listens to."""
         self.lost: asyncio.Future[str] = self._loop.create_future()
         """Done with the reason when the connection is gone."""
 
     @classmethod
     async def open(
-        cls, wrapper: BaseDatabaseWrapper, channels: Collection[str], take: Take, timeout: float
+        cls,
+        wrapper: BaseDatabaseWrapper,
+        channels: Collection[str],
+        take: Take,
+        timeout: float,
+        further: Further | None = None,
     ) -> ListeningConnection:
-        """Connect and listen, within `timeout` seconds.
+        """Connect and listen, within `timeout` seconds, to channels and to those that the database names further.
 
         From the first LISTEN on no notification is missed: those that come while the next LISTEN runs are taken too.
         Raises psycopg.Error for what the server or libpq refuses, and TimeoutError.
@@ -78,8 +88,9 @@ class ListeningConnection:
                 # psycopg hands us what it reads off the socket while it waits for a command's result.
                 connection.pgconn.notify_handler = listening._hand_over
                 connection.add_notice_handler(listening._notice)
-                for channel in channels:
-                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+                await listening._listen(channels)
+                if further is not None:
+                    await listening._listen(await further(connection))
             except BaseException:
                 listening.close()
                 raise
@@ -101,6 +112,11 @@ class ListeningConnection:
         self._pgconn.finish()
         # psycopg warns of a connection that is collected open; it is not told of finish().
         self._connection._closed = True
+
+    async def _listen(self, channels: Collection[str]) -> None:
+        for channel in channels:
+            await self._connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+            self.channels.append(channel)
 
     def _start(self) -> None:
         self._loop.add_reader(self._socket, self._readable)

@@ -23,6 +23,7 @@ from .. import conf, wire
 from ..decode import Decoder, UnknownLabel
 from ..event import PgEvent
 from ..sink import START, Gap, Sink
+from ..triggers import sync
 from .connection import ListeningConnection, Notification
 
 logger = logging.getLogger("pgsignals.relay")
@@ -123,13 +124,20 @@ class Relay:
                 f"The database {self.database!r} is {wrapper.display_name}; only PostgreSQL can be listened to. "
                 "Name another alias with --database, or in settings.PGSIGNALS['DATABASE']."
             )
-        return await ListeningConnection.open(wrapper, self.channels, self._receive, conf.get().CONNECT_TIMEOUT)
+        timeout = conf.get().CONNECT_TIMEOUT
+        return await ListeningConnection.open(wrapper, self.channels, self._receive, timeout, self._declared)
+
+    async def _declared(self, connection: psycopg.AsyncConnection[Any]) -> list[str]:
+        """The channels on which installed triggers speak, also those of declarations that stand in migrations."""
+        comments = await (await connection.execute(sync.CHANNELS)).fetchall()
+        named = {sync.channel_of(comment) for (comment,) in comments} - {None, *self.channels}
+        return sorted(filter(None, named))
 
     def _listens(self, connection: ListeningConnection, cause: str) -> None:
         now = datetime.now(UTC)
         gap = Gap(self.database, now if cause == START else self._alive, now, cause)
         self.server = connection.server
-        logger.info("Listening to %s in %s.", ", ".join(self.channels), connection.server)
+        logger.info("Listening to %s in %s.", ", ".join(connection.channels), connection.server)
         if cause != START:
             seconds = (gap.until - gap.since).total_seconds()
             logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, cause)

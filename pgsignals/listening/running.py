@@ -8,6 +8,7 @@ from .. import conf
 from ..dispatch import ReceiversSink
 from ..receivers import registry
 from ..sink import Sink
+from ..triggers.sync import declared_channels
 from .relay import Relay
 
 
@@ -21,10 +22,11 @@ def build(
 ) -> Relay:
     """A relay with its receivers and further sinks; not running yet.
 
-    It listens to the channels that receivers name, to those of PGSIGNALS["CHANNELS"], and to `channels`.
+    It listens to the channels that receivers and declarations name, to those of PGSIGNALS["CHANNELS"], and to
+    `channels`.
     """
     settings = conf.get()
     database = database or settings.DATABASE
     sink = ReceiversSink(database, registry, receivers, stop_within)
-    named = {*settings.CHANNELS, *channels, *registry.channels()}
+    named = {*settings.CHANNELS, *channels, *registry.channels(), *declared_channels()}
     return Relay(database, [sink, *more], sorted(named))

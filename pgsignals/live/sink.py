@@ -23,6 +23,7 @@ from .. import conf
 from ..event import PgEvent
 from ..receivers import registry
 from ..sink import Gap
+from ..triggers import tracked
 from ..triggers.declaration import declarations
 from .hints import Hints
 from .topics import channel_topic, group_of, model_topic, topic_of
@@ -172,7 +173,8 @@ class ChannelsSink:
 
 def declared_topics() -> set[str]:
     """The topics of all models that announce their changes."""
-    return {model_topic(model._meta.label_lower) for model in apps.get_models() if declarations(model)}
+    labels = {model._meta.label_lower for model in apps.get_models() if declarations(model)}
+    return {model_topic(label) for label in labels | {label for label, _ in tracked.on_disk().values()}}
 
 
 def configured_sink(channels: Collection[str] = ()) -> ChannelsSink | None:

@@ -82,7 +82,25 @@ def declared(database: str, apps: Apps = global_apps, found: tracked.Tracked | N
             yield model, declaration
 
 
+def declared_channels() -> set[str]:
+    """The channels that the models' declarations name."""
+    models = global_apps.get_models(include_auto_created=True)
+    return {one.channel for model in models for one in declarations(model) if one.channel}
+
+
 # What is installed.
+
+CHANNELS = f"""
+SELECT pg_catalog.obj_description(oid, 'pg_proc') FROM pg_catalog.pg_proc
+WHERE proname LIKE '{sql.PREFIX}%'
+"""
+"""A query for the comments of our functions, in whatever schema; `channel_of` reads them."""
+
+
+def channel_of(comment: str | None) -> str | None:
+    """The channel on which an installed function speaks, where that is one of its own."""
+    channel = _read(comment).get("channel")
+    return channel if isinstance(channel, str) and channel else None
 
 
 def compare(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> list[Status]:
