@@ -39,12 +39,13 @@ MAX_CONTEXT: Final = 1024
 """Bytes that a context, nested ones merged, may have as JSON. They are taken from the room of every notification."""
 
 UNKNOWN: Final = "?"
-"""What was sent last may have been undone, by a rollback to a savepoint: no JSON, so it equals no context."""
+"""What was sent last may be gone, by a rollback to a savepoint for example: no JSON, so it equals no context."""
 
-NEVER = frozenset(
-    ("ABORT", "BEGIN", "COMMIT", "DISCARD", "END", "PREPARE", "RELEASE", "RESET", "ROLLBACK", "SET", "SHOW", "START")
-)
-"""First words of statements that begin, end or set up a transaction. Nothing is sent before these."""
+NEVER = frozenset(("BEGIN", "DISCARD", "PREPARE", "RELEASE", "RESET", "SET", "SHOW", "START"))
+"""First words of statements that fire no trigger. Nothing is sent before these, nor before those that end."""
+
+ENDS = frozenset(("ABORT", "COMMIT", "END", "ROLLBACK"))
+"""First words of statements after which what was sent may be gone, in the same transaction or a chained one."""
 
 WRITES = frozenset(("COPY", "DELETE", "INSERT", "MERGE", "TRUNCATE", "UPDATE", "WITH"))
 """First words of statements that fire triggers, and that PostgreSQL allows inside a transaction."""
@@ -101,12 +102,13 @@ class Later:
 class Frame:
     """The layers in force inside a block, the outermost first."""
 
-    __slots__ = ("_text", "layers", "outer")
+    __slots__ = ("_refused", "_text", "layers", "outer")
 
     def __init__(self, outer: Frame | None, layer: dict[str, str] | Later) -> None:
         self.outer = outer
         self.layers: tuple[dict[str, str] | Later, ...] = (*(outer.layers if outer else ()), layer)
         self._text: str | None = None
+        self._refused: str | None = None
         if all(isinstance(layer, dict) for layer in self.layers):
             self._text = self._merged(load=False)
 
@@ -131,7 +133,9 @@ class Frame:
         except ValueError as error:
             if self._is_given():
                 raise
-            logger.error("%s What is written now is announced with the explicit part only.", error)
+            if text != self._refused:
+                logger.error("%s What is written now is announced with the explicit part only.", error)
+            self._refused = text
             return self.given()
         return text
 
@@ -280,8 +284,8 @@ class Courier:
             self._sent = None
             if database.connection.autocommit:
                 return self._alone(frame, run, database) if frame is not None and writes else run()
-        if word == "ROLLBACK":
-            return self._undoing(run)
+        if word in ENDS:
+            return self._ending(run)
         if status in (TransactionStatus.IDLE, TransactionStatus.INTRANS) and word not in NEVER:
             self._tell(frame, database, load=writes or word in MAY_WRITE - WRITES)
         return run()
@@ -298,7 +302,7 @@ class Courier:
         self._sent = None
         return result
 
-    def _undoing(self, run: Callable[[], Any]) -> Any:
+    def _ending(self, run: Callable[[], Any]) -> Any:
         try:
             return run()
         finally:

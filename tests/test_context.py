@@ -9,8 +9,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 from asgiref.sync import sync_to_async
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import DataError, IntegrityError, InternalError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 from django.test.utils import CaptureQueriesContext
 from django.utils.functional import lazystr
@@ -199,6 +201,22 @@ def test_a_transaction_rolled_back_leaves_nothing(listener: Listener) -> None:
     assert contexts(listener) == [{"actor": 7}, {}]
 
 
+def test_in_a_transaction_that_failed_nothing_is_sent(transactional_db: None) -> None:
+    with suppress(InternalError), transaction.atomic(), connection.cursor() as cursor:
+        with suppress(DataError):
+            cursor.execute("SELECT 1 / 0")
+        with CaptureQueriesContext(connection) as queries, pgsignals.context(actor=7):
+            cursor.execute("SELECT 1")
+    assert "SET LOCAL" not in statements(queries)
+
+
+def test_leaving_a_savepoint_sends_nothing(transactional_db: None) -> None:
+    with CaptureQueriesContext(connection) as queries, transaction.atomic(), transaction.atomic():
+        with pgsignals.context(actor=7):
+            Customer.objects.create(name="Ada")
+    assert statements(queries).count("SET LOCAL") == 1
+
+
 # Other ways to hold a transaction.
 
 
@@ -228,6 +246,15 @@ def test_a_transaction_of_raw_sql_has_it(listener: Listener) -> None:
         cursor.execute("COMMIT")
         assert setting() == ""
     assert contexts(listener) == [{"actor": 7}] * 2
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "END", "ROLLBACK", "ABORT"])
+def test_a_transaction_chained_to_another_has_it(listener: Listener, end: str) -> None:
+    with pgsignals.context(actor=7), transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+        cursor.execute(f"{end} AND CHAIN")
+        Customer.objects.create(name="Ada")
+    assert contexts(listener) == [{"actor": 7}]
 
 
 def test_a_transaction_may_still_choose_its_isolation(transactional_db: None) -> None:
@@ -680,6 +707,27 @@ def test_silence_decorates_a_function_and_refuses_a_coroutine(listener: Listener
     assert listener.events() == []
     with pytest.raises(TypeError, match="aload: Django's transactions know no async"):
         pgsignals.silenced()(aload)
+
+
+def test_threads_share_a_silenced_function(listener: Listener) -> None:
+    inside = threading.Barrier(2)
+
+    @pgsignals.silenced()
+    def load() -> None:
+        Customer.objects.create(name="silent")
+        inside.wait(20)
+
+    def in_a_thread() -> None:
+        try:
+            load()
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(in_a_thread) for _ in range(2)]:
+            done.result()
+    assert Customer.objects.count() == 2
+    assert listener.events() == []
 
 
 def test_a_context_inside_silence_and_silence_inside_a_context(listener: Listener) -> None:
