@@ -211,9 +211,9 @@ def test_in_a_transaction_that_failed_nothing_is_sent(transactional_db: None) ->
 
 
 def test_leaving_a_savepoint_sends_nothing(transactional_db: None) -> None:
-    with CaptureQueriesContext(connection) as queries, transaction.atomic(), transaction.atomic():
-        with pgsignals.context(actor=7):
-            Customer.objects.create(name="Ada")
+    capture = CaptureQueriesContext(connection)
+    with capture as queries, transaction.atomic(), transaction.atomic(), pgsignals.context(actor=7):
+        Customer.objects.create(name="Ada")
     assert statements(queries).count("SET LOCAL") == 1
 
 
@@ -719,7 +719,8 @@ def test_threads_share_a_silenced_function(listener: Listener) -> None:
 
     def in_a_thread() -> None:
         try:
-            load()
+            with transaction.atomic():
+                load()
         finally:
             connections.close_all()
 
