@@ -127,8 +127,9 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
             )
     if problem := _condition_problem(model, declaration):
         yield checks.Error(
-            _("Notify %(name)r on %(model)s: its when=%(when)s cannot be asked of a row: %(problem)s.")
-            % {**named, "when": declaration.when, "problem": problem},
+            _("Notify %(name)r on %(model)s: its when cannot be asked of a row: %(problem)s.")
+            # Not the condition itself: the text of a QuerySet in it would be a query.
+            % {**named, "problem": problem},
             hint=_("A condition compares the columns of the row itself, and looks into no other table."),
             obj=model,
             id="pgsignals.E005",

@@ -7,21 +7,31 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from io import StringIO
 from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection, models
-from django.db.models import F, Q, Value
-from django.db.models.functions import Length, Lower
+from django.core import checks
+from django.core.management import call_command
+from django.db import connection, migrations, models
+from django.db.migrations.state import ModelState, ProjectState
+from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Value, Window
+from django.db.models.functions import Length, Lower, RowNumber
 from django.db.models.lookups import GreaterThan
 
 from pgsignals import Notify, PgEvent
+from pgsignals import checks as ours
+from pgsignals.triggers import sql
+from pgsignals.triggers.declaration import declarations
 
 from .conftest import Listener, connect
-from .declaring.models import Cell, Maker, Thing
+from .declaring.models import Cell, Ledger, Maker, Restaurant, Sample, Thing
+from .fleet import Fleet, change, state
 
 Declare = Callable[..., None]
+ByHand = Callable[[str, str], None]
+Warned = tuple[psycopg.Connection, list[str]]
 
 
 @pytest.fixture
@@ -335,7 +345,9 @@ def test_a_condition_looks_for_any_text(declare: Declare, listener: Listener, va
     assert {event.pk for event in listener.events()} == picked
 
 
-@pytest.mark.parametrize("setting", ["DateStyle = 'German, DMY'", "TimeZone = 'Asia/Tokyo'"])
+@pytest.mark.parametrize(
+    "setting", ["IntervalStyle = sql_standard", "DateStyle = 'German, DMY'", "TimeZone = 'Asia/Tokyo'"]
+)
 def test_a_condition_means_the_same_whatever_the_writers_session_says(
     declare: Declare, listener: Listener, setting: str
 ) -> None:
@@ -421,3 +433,327 @@ def test_a_condition_may_ask_a_composite_key(declare: Declare, listener: Listene
     Cell.objects.bulk_create([Cell(row=1, column="a"), Cell(row=1, column="b")])
     Cell.objects.create(row=3, column="'")
     assert {event.pk for event in listener.events()} == {cell.pk for cell in Cell.objects.filter(when)}
+
+
+# What a condition cannot ask.
+
+
+def refused(model: type[models.Model], when: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the check says of the model with this condition."""
+    declaration = Notify(name="refused_by_test", when=when)
+    monkeypatch.setattr(model._meta, "constraints", [declaration])
+    message = only(ours.check_declarations([model._meta.app_config]))
+    assert (message.id, message.obj) == ("pgsignals.E005", model)
+    assert f"'refused_by_test' on {model._meta.label}" in message.msg
+    assert "looks into no other table" in str(message.hint)
+    return message.msg
+
+
+def only(messages: list[checks.CheckMessage]) -> checks.CheckMessage:
+    (message,) = messages
+    return message
+
+
+MAKERS = Maker.objects.filter(name=OuterRef("title"))
+
+
+@pytest.mark.parametrize(
+    ("when", "says"),
+    [
+        (Q(maker__name="a"), "Joined field references are not permitted"),
+        (~Q(number=1) & Q(maker__name="a"), "Joined field references are not permitted"),
+        (Q(title=F("maker__name")), "Joined field references are not permitted"),
+        (Q(tags=1), "no join with declaring_thing_tags"),
+        (Q(tags__isnull=True), "no join with declaring_thing_tags"),
+        (Q(children=1) | Q(number=1), "no join with declaring_thing"),
+        (Exists(MAKERS), "no subqueries"),
+        (~Exists(MAKERS), "no subqueries"),
+        (Q(Exists(MAKERS)) & Q(number=1), "no subqueries"),
+        (Q(maker__in=Maker.objects.all()), "no subqueries"),
+        (Q(number=Subquery(Maker.objects.values("id")[:1])), "no subqueries"),
+        (Q(number=OuterRef("other")), "no subqueries"),
+        (Q(number=Count("maker")), "no aggregates"),
+        (Q(number=Window(RowNumber())), "no window functions"),
+        (Q(nothing=1), "Cannot resolve keyword 'nothing'"),
+        (Q(number__nothing=1), "Unsupported lookup 'nothing'"),
+        (Q(number="abc"), "expected a number but got 'abc'"),
+        (Q(day="soon"), "invalid date format"),
+    ],
+)
+def test_a_condition_that_a_row_cannot_answer_is_refused(monkeypatch: pytest.MonkeyPatch, when: Any, says: str) -> None:
+    """Without asking the database anything: this test may not."""
+    assert says in refused(Thing, when, monkeypatch)
+
+
+@pytest.mark.parametrize("when", [Q(name="a"), Q(place_ptr__name="a"), Q(stars=F("name"))])
+def test_a_condition_cannot_ask_the_parents_table(monkeypatch: pytest.MonkeyPatch, when: Q) -> None:
+    refused(Restaurant, when, monkeypatch)
+
+
+def test_a_condition_that_a_row_can_answer_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for model, conditions in ((Thing, CONDITIONS.values()), (Restaurant, [Q(pk=1), Q(id=1), Q(place_ptr=1)])):
+        declared = [Notify(name=f"{model.__name__}_{number}", when=when) for number, when in enumerate(conditions)]
+        monkeypatch.setattr(model._meta, "constraints", declared)
+        assert ours.check_declarations([model._meta.app_config]) == []
+
+
+@pytest.mark.parametrize("when", ["number = 1", True, F("number"), Value(1), {"number": 1}])
+def test_what_is_no_condition_is_refused_at_once(when: Any) -> None:
+    with pytest.raises(TypeError, match=r"'some_events': when is .* and must be a Q or another boolean expression"):
+        Notify(name="some_events", when=when)
+
+
+# fields="__all__" and exclude.
+
+ALL = [field.name for field in Thing._meta.concrete_fields]
+
+
+def test_all_fields_travel(declare: Declare, listener: Listener) -> None:
+    declare(Thing, fields="__all__")
+    maker = Maker.objects.create()
+    thing = Thing.objects.create(**{**ROWS[2], "maker": maker})
+    thing.refresh_from_db()
+    event = listener.event()
+    assert event.new is not None
+    assert list(event.new) == ALL
+    assert {name: event.new[name] for name in ALL} == {
+        field.name: getattr(thing, field.attname) for field in Thing._meta.concrete_fields
+    }
+    thing.delete()
+    assert listener.event().old == dict(event.new)
+
+
+@pytest.mark.parametrize("excluded", [["title", "maker"], ["title", "maker_id"]])
+def test_all_but_the_excluded_fields_travel(declare: Declare, listener: Listener, excluded: list[str]) -> None:
+    """An excluded field that changed is named all the same."""
+    declare(Thing, exclude=excluded)
+    thing = Thing.objects.create(title="secret")
+    (notification,) = listener.notifications()
+    assert "secret" not in notification.payload
+    Thing.objects.update(title="hidden")
+    event = listener.event()
+    assert event.pk == thing.pk
+    assert event.new is not None
+    assert list(event.new) == [name for name in ALL if name not in ("title", "maker")]
+    assert event.changed == {"title", "upper"}
+
+
+def test_excluding_is_of_all_fields() -> None:
+    """With or without saying so; together with a list of fields it is refused."""
+    assert Notify(name="a", exclude=["title"]) == Notify(name="a", fields="__all__", exclude=["title"])
+    with pytest.raises(ValueError, match="'a': fields and exclude are both given"):
+        Notify(name="a", fields=["status"], exclude=["title"])
+
+
+@pytest.mark.parametrize("argument", ["fields", "exclude", "watch"])
+@pytest.mark.parametrize("name", ["titel", "made by", "tags", "children"])
+def test_a_name_that_is_no_column_is_refused(monkeypatch: pytest.MonkeyPatch, argument: str, name: str) -> None:
+    """Unknown, a column's name, many-to-many, and a relation from the other side."""
+    monkeypatch.setattr(Thing._meta, "constraints", [Notify(name="some_events", **{argument: ["title", name]})])
+    message = only(ours.check_declarations([Thing._meta.app_config]))
+    assert (message.id, message.obj) == ("pgsignals.E004", Thing)
+    assert f"'some_events' on declaring.Thing names the field '{name}'" in message.msg
+    assert message.hint == f"The fields are: {', '.join(ALL)}."
+
+
+@pytest.mark.parametrize("argument", ["exclude", "watch"])
+def test_a_text_where_names_are_meant_is_refused(argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"'a': {argument} is the text 'title'; a list is meant: \['title'\]"):
+        Notify(name="a", **{argument: "title"})
+
+
+# A table changed behind Django's back.
+
+
+def write(writer: psycopg.Connection, *, column: str, old: str, new: str, table: str = "declaring_maker") -> None:
+    """Insert, update and delete, of one row and of two."""
+    for count in (1, 2):
+        writer.execute(f"INSERT INTO {table} (id, {column}) SELECT n, {old} FROM generate_series(1, {count}) AS n")
+        writer.execute(f"UPDATE {table} SET {column} = {new}")
+        writer.execute(f"DELETE FROM {table}")
+
+
+EXPECTED = [("insert", 1), ("update", 1), ("delete", 1)] + [
+    (op, pk) for op in ("insert", "update", "delete") for pk in (1, 2)
+]
+
+
+def test_a_column_added_by_hand_leaves_events_complete(
+    declare: Declare, listener: Listener, by_hand: ByHand, warnings_of: Warned
+) -> None:
+    """It does not travel, as the model does not have it."""
+    writer, heard = warnings_of
+    declare(Maker, fields="__all__")
+    by_hand("ALTER TABLE declaring_maker ADD extra integer DEFAULT 1", "ALTER TABLE declaring_maker DROP extra")
+    write(writer, column="name", old="'a'", new="'b'")
+    events = listener.events()
+    assert ops(events) == EXPECTED
+    assert not any(event.incomplete for event in events)
+    assert [event.new["name"] for event in events if event.new] == ["a", "b", "a", "a", "b", "b"]
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "back"),
+    [
+        ("DROP name", "ADD name text NOT NULL"),
+        ("RENAME name TO called", "RENAME called TO name"),
+        ("ALTER name TYPE integer USING 1", "ALTER name TYPE text"),
+        ("ALTER name TYPE date USING '2026-07-10'", "ALTER name TYPE text"),
+    ],
+)
+@pytest.mark.parametrize("fields", ["__all__", ["name"]], ids=["all", "one"])
+def test_a_column_dropped_renamed_or_retyped_by_hand_fails_no_write(
+    declare: Declare,
+    listener: Listener,
+    by_hand: ByHand,
+    warnings_of: Warned,
+    statement: str,
+    back: str,
+    fields: Any,
+) -> None:
+    """Each event has its key, is marked incomplete, and each writer hears of the remedy."""
+    writer, heard = warnings_of
+    declare(Maker, fields=fields)
+    by_hand(
+        "ALTER TABLE declaring_maker ALTER name DROP NOT NULL", "ALTER TABLE declaring_maker ALTER name SET NOT NULL"
+    )
+    by_hand("ALTER TABLE declaring_maker ADD extra integer", "ALTER TABLE declaring_maker DROP extra")
+    by_hand(f"ALTER TABLE declaring_maker {statement}", f"ALTER TABLE declaring_maker {back}")
+    write(writer, column="extra", old="1", new="2")
+    events = listener.events()
+    assert ops(events) == EXPECTED
+    assert all(event.incomplete and event.old is None and event.new is None for event in events)
+    assert len(heard) == 6
+    assert all('Run "manage.py pgsignals sync"' in warning for warning in heard)
+
+
+@pytest.mark.parametrize("arguments", [{"watch": ["name"]}, {"when": Q(name="never")}], ids=["watch", "when"])
+def test_what_asks_a_column_that_is_gone_announces_every_row(
+    declare: Declare, listener: Listener, by_hand: ByHand, warnings_of: Warned, arguments: dict[str, Any]
+) -> None:
+    """Rather too much than too little: keys, marked incomplete. A watched column is asked by updates alone."""
+    writer, heard = warnings_of
+    declare(Maker, **arguments)
+    by_hand("ALTER TABLE declaring_maker ADD extra integer", "ALTER TABLE declaring_maker DROP extra")
+    by_hand("ALTER TABLE declaring_maker DROP name", "ALTER TABLE declaring_maker ADD name text NOT NULL")
+    write(writer, column="extra", old="1", new="2")
+    events = listener.events()
+    assert ops(events) == EXPECTED
+    asking = {"update"} if "watch" in arguments else {"insert", "update", "delete"}
+    assert {event.op for event in events if event.incomplete} == asking
+    assert len(heard) == 2 * len(asking)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_sync_teaches_a_trigger_its_table_again(listener: Listener, by_hand: ByHand, warnings_of: Warned) -> None:
+    """A column was dropped by hand, then the field from the model: the function is still that of the old model."""
+    writer, heard = warnings_of
+    by_hand("ALTER TABLE declaring_ledger ADD gone integer", "ALTER TABLE declaring_ledger DROP IF EXISTS gone")
+    old = ModelState.from_model(Ledger)
+    old.fields["gone"] = models.IntegerField(null=True)
+    project = ProjectState()
+    project.add_model(old)
+    before = project.apps.get_model("declaring", "Ledger")
+    for declaration in declarations(Ledger):
+        for statement in sql.renew(declaration, before, connection):
+            writer.execute(statement)
+    by_hand("ALTER TABLE declaring_ledger DROP gone", "SELECT")
+    Ledger.objects.create(amount=1)
+    event = listener.event()
+    assert (event.pk is not None, event.incomplete, event.new) == (True, True, None)
+    call_command("pgsignals", "sync", stdout=StringIO())
+    ledger = Ledger.objects.create(amount=2, account="a")
+    event = listener.event()
+    assert (event.incomplete, event.new) == (False, {"id": ledger.pk, "account": "a", "amount": 2})
+    assert heard == []
+
+
+def test_migrate_teaches_a_trigger_its_table_again(fleet: Fleet, listener: Listener, warnings_of: Warned) -> None:
+    """The field goes from the model, as its column went before; all that remains travels."""
+    writer, heard = warnings_of
+    everything = Notify(name="plane_events", fields="__all__")
+    fields = [("id", models.BigAutoField(primary_key=True)), ("a", models.TextField(null=True))]
+    project = ProjectState()
+    extra = ("b", models.TextField(null=True))
+    project.add_model(ModelState("fleet", "plane", [*fields, extra], options={"constraints": [everything]}))
+    fleet.apply(change(ProjectState(), project))
+    writer.execute("ALTER TABLE fleet_plane DROP b")
+    writer.execute("INSERT INTO fleet_plane (a) VALUES ('x')")
+    fleet.apply([migrations.SeparateDatabaseAndState(state_operations=[migrations.RemoveField("plane", "b")])])
+    writer.execute("INSERT INTO fleet_plane (a) VALUES ('y')")
+    first, second = said(listener)
+    assert (first["i"], first["r"]) == (1, [[1]])
+    assert (second.get("i"), second["f"], second["r"]) == (None, ["id", "a"], [[2, [2, "y"]]])
+    assert len(heard) == 1
+
+
+def test_all_fields_means_those_that_a_migration_adds_and_removes(fleet: Fleet, listener: Listener) -> None:
+    """Without a word about the declaration in these migrations."""
+    everything = Notify(name="plane_events", fields="__all__")
+    fleet.apply(change(ProjectState(), state(plane=[everything])))
+    fleet.apply([migrations.AddField("plane", "b", models.IntegerField(default=7))])
+    with connect() as writer:
+        writer.execute("INSERT INTO fleet_plane (a, b) VALUES ('x', 8)")
+        fleet.apply([migrations.RemoveField("plane", "a")])
+        writer.execute("UPDATE fleet_plane SET b = 9")
+    assert [(one["f"], one["r"], one.get("i")) for one in said(listener)] == [
+        (["id", "a", "b"], [[1, [1, "x", 8]]], None),
+        (["id", "b"], [[1, [1, 8], [1, 9]]], None),
+    ]
+
+
+SAMPLES = {
+    "smallint": ("1", "-2"),
+    "bigint": ("1", "9007199254740993"),
+    "boolean": ("true", "false"),
+    "real": ("1.5", "'NaN'"),
+    "double precision": ("1.5", "'-Infinity'"),
+    "numeric": ("1.50", "'NaN'"),
+    "text": ("'a \"quoted\" \\ text'", "'7'"),
+    "char(5)": ("'a\"'", "'b'"),
+    "name": ("'a\"'", "'b'"),
+    "uuid": ("'12345678-1234-5678-1234-567812345678'", "'00000000-0000-0000-0000-000000000000'"),
+    "date": ("'2026-07-10'", "'infinity'"),
+    "time": ("'12:30'", "'24:00'"),
+    "timestamp": ("'2026-07-10 12:30'", "'infinity'"),
+    "timestamptz": ("'2026-07-10 12:30Z'", "'4000-01-01 BC'"),
+    "interval": ("'1 year -2 days'", "'-1 second'"),
+    "bytea": ("'\\x00ff'", "''"),
+    "json": ("'{\"a\": 1}'", "'[1, 2.0]'"),
+    "jsonb": ("'{\"a\": 1}'", "'null'"),
+    "inet": ("'10.0.0.1/8'", "'::1'"),
+    "cidr": ("'10.0.0.0/8'", "'::1'"),
+}
+"""Well-known types, each with two values."""
+
+
+@pytest.mark.parametrize("column", [field.name for field in Sample._meta.concrete_fields if not field.primary_key])
+def test_a_column_of_whatever_well_known_type_fails_no_write_and_leaves_an_event_that_can_be_read(
+    declare: Declare, listener: Listener, warnings_of: Warned, column: str
+) -> None:
+    """An event is of values that can be read, or marked incomplete."""
+    declare(Sample, fields=[column])
+    retyped(Sample._meta.get_field(column), SAMPLES, listener, warnings_of)
+
+
+def retyped(field: Any, types: dict[str, tuple[str, str]], listener: Listener, warnings_of: Warned) -> None:
+    writer, heard = warnings_of
+    alter = f'ALTER TABLE declaring_sample ALTER "{field.column}" TYPE'
+    for kind, (one, two) in types.items():
+        heard.clear()
+        writer.execute(f"{alter} {kind} USING NULL")
+        try:
+            write(writer, table="declaring_sample", column=f'"{field.column}"', old=one, new=two)
+        finally:
+            writer.execute("DELETE FROM declaring_sample")
+            writer.execute(f"{alter} {field.db_type(connection)} USING NULL")
+        events = listener.events()
+        assert ops(events) == EXPECTED, kind
+        incomplete = [event for event in events if event.incomplete]
+        assert len(incomplete) in (0, len(events)), kind
+        assert len(heard) == (6 if incomplete else 0), (kind, heard)
+        for event in events:
+            if event.op == "insert" and event.new is not None:
+                # The first of the two is no extreme: whatever the event holds can be read.
+                event.new[field.name]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import EmptyResultSet, FieldError, FullResultSet
-from django.db.models import QuerySet, Subquery
+from django.db.models import OuterRef, QuerySet, Subquery
 from django.db.models.sql.query import Query
 from psycopg import sql
 
@@ -39,12 +40,19 @@ def ask(when: Q, model: type[Model]) -> tuple[Query, Any]:
     """Django's query for a condition, and its WHERE. Raises as `condition` does."""
     query = Query(model)
     where = query.build_where(when)
-    if any(isinstance(part, Subquery | QuerySet) for part in when.flatten()) or where.contains_aggregate:
+    if any(isinstance(part, Subquery | QuerySet | OuterRef) for part in when.flatten()) or where.contains_aggregate:
         raise FieldError("A trigger can ask the row itself only: no subqueries, no aggregates")
     if where.contains_over_clause:
         raise FieldError("A trigger can ask the row itself only: no window functions")
+    # A relation without a column here, and a field of a parent's table, are joins though nothing says `__`.
+    if tables := [query.alias_map[alias].table_name for alias, uses in query.alias_refcount.items() if uses][1:]:
+        raise FieldError(f"A trigger can ask the row itself only: no join with {tables[0]}")
     return query, where
 
 
 def _value(parameter: Any, connection: BaseDatabaseWrapper) -> str:
+    if isinstance(parameter, timedelta):
+        # As ISO 8601 has it: what "-1 day 60 second" means depends on the writer's IntervalStyle.
+        seconds = f"{parameter.seconds}.{parameter.microseconds:06}"
+        return f"'P{parameter.days}DT{seconds}S'::interval"
     return sql.Literal(parameter).as_string(connection.connection).strip()

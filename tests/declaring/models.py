@@ -127,3 +127,26 @@ class Member(AbstractBaseUser):
 
     class Meta:
         constraints = [Notify(name="member_events", exclude=["password"])]
+
+
+class Sample(models.Model):
+    """A column of each kind that travels in a way of its own."""
+
+    integer = models.IntegerField(null=True)
+    boolean = models.BooleanField(null=True)
+    float = models.FloatField(null=True)
+    decimal = models.DecimalField(max_digits=8, decimal_places=2, null=True)
+    char = models.CharField(max_length=20, null=True)
+    text = models.TextField(null=True)
+    uuid = models.UUIDField(null=True)
+    date = models.DateField(null=True)
+    time = models.TimeField(null=True)
+    moment = models.DateTimeField(null=True)
+    duration = models.DurationField(null=True)
+    binary = models.BinaryField(null=True)
+    json = models.JSONField(null=True)
+    address = models.GenericIPAddressField(null=True)
+    numbers = pg.ArrayField(models.IntegerField(), null=True)
+    texts = pg.ArrayField(models.TextField(), null=True)
+    range = pg.IntegerRangeField(null=True)
+    days = pg.DateRangeField(null=True)
