@@ -710,23 +710,29 @@ def test_silence_decorates_a_function_and_refuses_a_coroutine(listener: Listener
 
 
 def test_threads_share_a_silenced_function(listener: Listener) -> None:
-    inside = threading.Barrier(2)
+    """Who came in first leaves first: each leaves its own block."""
+    first_is_in, second_is_in, first_is_out = threading.Event(), threading.Event(), threading.Event()
 
     @pgsignals.silenced()
-    def load() -> None:
+    def load(arrived: threading.Event, awaited: threading.Event) -> None:
         Customer.objects.create(name="silent")
-        inside.wait(20)
+        arrived.set()
+        assert awaited.wait(20)
 
-    def in_a_thread() -> None:
+    def in_a_thread(arrived: threading.Event, awaited: threading.Event) -> None:
         try:
             with transaction.atomic():
-                load()
+                load(arrived, awaited)
         finally:
             connections.close_all()
 
     with ThreadPoolExecutor(2) as threads:
-        for done in [threads.submit(in_a_thread) for _ in range(2)]:
-            done.result()
+        first = threads.submit(in_a_thread, first_is_in, second_is_in)
+        assert first_is_in.wait(20)
+        second = threads.submit(in_a_thread, second_is_in, first_is_out)
+        first.result()
+        first_is_out.set()
+        second.result()
     assert Customer.objects.count() == 2
     assert listener.events() == []
 
