@@ -3,8 +3,8 @@
 The write must never fail because of us. So there are several attempts, each in a subtransaction of its own: the short
 way for a single row; all that was declared, of any number of rows; keys only; and one event that says no more than
 "something in this table changed". From the second on, an attempt that fails (a column is gone, or something that
-nobody thought of) leaves a WARNING that says what to do. The short way may stumble where the other does not, over a
-table that was changed during the session, so its failure says nothing.
+nobody thought of) leaves a WARNING that says what to do. The first ends quietly where there are more rows than one
+(STRICT raises then), where the key changed, and where the table was changed during the session.
 """
 
 from __future__ import annotations
@@ -58,17 +58,16 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
         new_rows=NEW_ROWS,
         old=OLD,
         new=NEW,
-        insert_satisfied=rows.satisfied(INSERT),
+        unless_insert_satisfied=_unless(rows.satisfied(INSERT)),
         insert_opening=rows.opening(INSERT),
         insert_entry=rows.entry(INSERT),
-        delete_satisfied=rows.satisfied(DELETE),
+        unless_delete_satisfied=_unless(rows.satisfied(DELETE)),
         delete_opening=rows.opening(DELETE),
         delete_entry=rows.entry(DELETE),
         same_key=rows.same_key(),
         changed_names=rows.changed_names(),
         is_news=rows.is_news(),
         changed=rows.changed(),
-        update_satisfied=rows.satisfied(UPDATE),
         update_opening=rows.opening(UPDATE),
         update_entry=rows.entry(UPDATE),
         inserts=rows.insert(),
@@ -90,42 +89,37 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
     )
 
 
+def _unless(satisfied: str) -> str:
+    return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
+
+
+# PL/pgSQL prepares each of its expressions anew in each transaction, so on the way of a single row there are few.
 _BODY = Template("""
 #variable_conflict use_column
 DECLARE
-    written bigint;
     head text;
-    room integer;
     context text;
-    capturing boolean;
+    room integer;
     $old record;
     $new record;
     listed text;
+    opening text;
+    contents text;
     several boolean;
+    written bigint;
     texts refcursor;
     entries bytea;
     place integer;
     reach integer;
     taken integer;
     number bigint;
-    opening text;
-    contents text;
     problem text;
 BEGIN
     IF current_setting('pgsignals.silenced', true) = 'on' THEN
         RETURN NULL;
     END IF;
-    IF TG_OP = 'DELETE' THEN
-        SELECT count(*) INTO written FROM (SELECT FROM $old_rows LIMIT $many + 1) AS some_rows;
-    ELSIF TG_OP <> 'TRUNCATE' THEN
-        SELECT count(*) INTO written FROM (SELECT FROM $new_rows LIMIT $many + 1) AS some_rows;
-    END IF;
-    IF written = 0 THEN
-        RETURN NULL;
-    END IF;
-    FOR attempt IN (CASE written WHEN 1 THEN 1 ELSE 2 END)..4 LOOP
+    FOR attempt IN 1..4 LOOP
         BEGIN
-            number := 0;
             head := $head || to_json(TG_TABLE_SCHEMA::text)::text
                 || ',"x":' || pg_current_xact_id()::text
                 || ',"t":' || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
@@ -138,44 +132,43 @@ BEGIN
                 END IF;
                 head := head || ',"k":' || context;
             END IF;
-            capturing := current_setting('pgsignals.capture', true) = 'on'
-                AND to_regclass('pg_temp.$captured') IS NOT NULL;
             room := $limit - octet_length(head) - $reserved;
-            several := false;
-            IF TG_OP = 'TRUNCATE' THEN
-                opening := ',"o":"t"';
-                contents := '';
-            ELSIF attempt = 4 THEN
-                opening := ',"o":"' || lower(left(TG_OP, 1)) || '","i":1';
-                contents := '[]';
-            ELSIF attempt = 1 AND TG_OP = 'INSERT' THEN
-                SELECT * INTO $new FROM $new_rows;
-                IF ($insert_satisfied) IS NOT TRUE THEN
-                    RETURN NULL;
-                END IF;
+            IF attempt = 1 AND TG_OP = 'INSERT' THEN
+                SELECT * INTO STRICT $new FROM $new_rows;
+                $unless_insert_satisfied
                 opening := $insert_opening;
                 contents := $insert_entry;
-            ELSIF attempt = 1 AND TG_OP = 'DELETE' THEN
-                SELECT * INTO $old FROM $old_rows;
-                IF ($delete_satisfied) IS NOT TRUE THEN
-                    RETURN NULL;
-                END IF;
-                opening := $delete_opening;
-                contents := $delete_entry;
-            ELSIF attempt = 1 THEN
-                SELECT * INTO $old FROM $old_rows;
-                SELECT * INTO $new FROM $new_rows;
+            ELSIF attempt = 1 AND TG_OP = 'UPDATE' THEN
+                SELECT * INTO STRICT $old FROM $old_rows;
+                SELECT * INTO STRICT $new FROM $new_rows;
                 CONTINUE WHEN ($same_key) IS NOT TRUE;
                 listed := $changed_names;
-                IF ($is_news AND $update_satisfied) IS NOT TRUE THEN
+                IF ($is_news) IS NOT TRUE THEN
                     RETURN NULL;
                 END IF;
                 opening := $update_opening || $changed;
                 contents := $update_entry;
+            ELSIF attempt = 1 AND TG_OP = 'DELETE' THEN
+                SELECT * INTO STRICT $old FROM $old_rows;
+                $unless_delete_satisfied
+                opening := $delete_opening;
+                contents := $delete_entry;
+            ELSIF TG_OP = 'TRUNCATE' THEN
+                opening := ',"o":"t"';
+                contents := '';
+            ELSIF attempt = 4 THEN
+                several := false;
+                opening := ',"o":"' || lower(left(TG_OP, 1)) || '","i":1';
+                contents := '[]';
             ELSE
                 several := true;
                 entries := '';
                 place := 1;
+                IF TG_OP = 'DELETE' THEN
+                    SELECT count(*) INTO written FROM (SELECT FROM $old_rows LIMIT $many + 1) AS some_rows;
+                ELSE
+                    SELECT count(*) INTO written FROM (SELECT FROM $new_rows LIMIT $many + 1) AS some_rows;
+                END IF;
                 IF attempt = 3 THEN
                     IF TG_OP = 'INSERT' THEN
                         OPEN texts FOR $key_inserts;
@@ -229,20 +222,24 @@ BEGIN
                     contents := replace(contents, $separator, ',');
                     place := place + taken + 1;
                 END IF;
-                IF opening IS NULL THEN
+                -- PostgreSQL folds equal payloads of one transaction into one: time and number make each its own.
+                number := coalesce(number, 0) + 1;
+                contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
+                IF contents IS NULL THEN
                     RAISE EXCEPTION 'a column is of another type than its field';
                 END IF;
-                -- PostgreSQL folds equal payloads of one transaction into one: time and number make each its own.
-                number := number + 1;
-                contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
-                PERFORM pg_notify($channel, contents);
-                IF capturing THEN
+                IF current_setting('pgsignals.capture', true) = 'on' AND to_regclass('pg_temp.$captured') IS NOT NULL
+                THEN
                     INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
                 END IF;
-                EXIT WHEN NOT several;
+                PERFORM pg_notify($channel, contents);
+                EXIT WHEN several IS NOT TRUE;
             END LOOP;
             RETURN NULL;
-        EXCEPTION WHEN OTHERS THEN
+        EXCEPTION
+        WHEN no_data_found THEN
+            RETURN NULL;
+        WHEN OTHERS THEN
             IF attempt > 1 THEN
                 GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
                 RAISE WARNING 'pgsignals: trigger % cannot say all about this % of %.%: % (%)',

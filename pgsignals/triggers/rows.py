@@ -112,7 +112,7 @@ class Rows:
         return self._fitted(self._key(sides[0]), self._rest(*sides))
 
     def satisfied(self, operation: str) -> str:
-        """Whether the row is one that is to be announced."""
+        """Whether the row is one that is to be announced; empty where every row is."""
         return self._satisfied(self._old_or_new(operation))
 
     def same_key(self) -> str:
@@ -129,7 +129,8 @@ class Rows:
 
     def is_news(self) -> str:
         """Whether an update of a row, whose changed names are in the variable `listed`, is to be announced."""
-        return self._watched_differ() or f"(listed <> '' OR {OLD} *<> {NEW})"
+        differs = self._watched_differ() or f"(listed <> '' OR {OLD} *<> {NEW})"
+        return _all(filter(None, [differs, self.satisfied(UPDATE)]))
 
     # Of many rows: queries, that give openings with texts of entries.
 
@@ -227,7 +228,7 @@ class Rows:
         return f"({tests})" if tests else ""
 
     def _satisfied(self, alias: str) -> str:
-        return condition(self.when, self.model, self.connection, alias) if self.when else "true"
+        return condition(self.when, self.model, self.connection, alias) if self.when else ""
 
     def _checked(self, table: str, opening: str) -> str:
         """The opening; NULL where a column was given another type by hand, so that its text may be no JSON.
