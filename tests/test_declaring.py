@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from django.core import checks
 from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 from django.db import connection, migrations, models
+from django.db.migrations.autodetector import MigrationAutodetector
+from django.db.migrations.questioner import MigrationQuestioner
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Value, Window
 from django.db.models.functions import Length, Lower, RowNumber
 from django.db.models.lookups import GreaterThan
+from django.test import override_settings
+from django.test.utils import isolate_apps
 
-from pgsignals import Notify, PgEvent
+from pgsignals import Notify, PgEvent, on_pg_event, wire
 from pgsignals import checks as ours
-from pgsignals.triggers import sql
+from pgsignals.signals import pg_event
+from pgsignals.triggers import sql, sync
 from pgsignals.triggers.declaration import declarations
 
 from .conftest import Listener, connect
-from .declaring.models import Cell, Ledger, Maker, Restaurant, Sample, Thing
-from .fleet import Fleet, change, state
+from .declaring.models import Book, Cell, Film, Ledger, Maker, Nickname, Place, Restaurant, Sample, Thing
+from .fleet import Fleet, change, functions, installed, state, written
+from .relaying import Box, only_receivers_of_this_test, relaying
 
 Declare = Callable[..., None]
 ByHand = Callable[[str, str], None]
@@ -71,8 +81,13 @@ def by_hand(listener: Listener) -> Iterator[Callable[[str, str], None]]:
 def warnings_of() -> Iterator[tuple[psycopg.Connection, list[str]]]:
     """A writer, and what the server warns it of."""
     heard: list[str] = []
+
+    def hear(notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            heard.append(f"{notice.message_primary} {notice.message_hint}")
+
     with connect() as writer:
-        writer.add_notice_handler(lambda notice: heard.append(f"{notice.message_primary} {notice.message_hint}"))
+        writer.add_notice_handler(hear)
         yield writer, heard
 
 
@@ -757,3 +772,409 @@ def retyped(field: Any, types: dict[str, tuple[str, str]], listener: Listener, w
             if event.op == "insert" and event.new is not None:
                 # The first of the two is no extreme: whatever the event holds can be read.
                 event.new[field.name]
+
+
+# Kinds of columns, tables and models.
+
+
+def test_a_generated_column_travels_is_watched_and_is_named_as_changed(declare: Declare, listener: Listener) -> None:
+    declare(Thing, fields=["upper"], watch=["upper"])
+    thing = Thing.objects.create(title="a")
+    assert listener.event().new == {"upper": "A"}
+    Thing.objects.update(title="A")
+    Thing.objects.update(number=5)
+    assert listener.events() == []
+    Thing.objects.update(title="b")
+    event = listener.event()
+    assert (event.pk, event.changed, event.old, event.new) == (
+        thing.pk,
+        {"title", "upper"},
+        {"upper": "A"},
+        {"upper": "B"},
+    )
+
+
+def test_a_child_announces_its_own_table_and_the_parent_the_parents(listener: Listener) -> None:
+    """One save writes to both."""
+    restaurant = Restaurant.objects.create(name="a", stars=1)
+    pk = restaurant.pk
+    inserts = listener.events()
+    assert [(event.op, event.model, event.pk, event.new) for event in inserts] == [
+        ("insert", Place, pk, {"name": "a"}),
+        ("insert", Restaurant, pk, {"place_ptr": pk, "stars": 1}),
+    ]
+    restaurant.name = "b"
+    restaurant.save()
+    event = listener.event()
+    assert (event.model, event.changed, event.new) == (Place, {"name"}, {"name": "b"})
+    restaurant.stars = 2
+    restaurant.save()
+    event = listener.event()
+    assert (event.model, event.changed, event.instance()) == (Restaurant, {"stars"}, restaurant)
+    restaurant.delete()
+    assert [(event.op, event.model, event.pk) for event in listener.events()] == [
+        ("delete", Restaurant, pk),
+        ("delete", Place, pk),
+    ]
+
+
+@pytest.mark.parametrize("argument", ["fields", "watch", "exclude"])
+def test_a_field_of_the_parents_table_is_refused_with_the_parents_name(
+    monkeypatch: pytest.MonkeyPatch, argument: str
+) -> None:
+    monkeypatch.setattr(Restaurant._meta, "constraints", [Notify(name="some_events", **{argument: ["stars", "name"]})])
+    message = only(ours.check_declarations([Restaurant._meta.app_config]))
+    assert (message.id, message.obj) == ("pgsignals.E004", Restaurant)
+    assert "names the field 'name'" in message.msg
+    assert message.hint == "It is a column of declaring.Place, whose table announces it: declare it there."
+
+
+def test_receivers_and_signals_of_a_proxy_hear_of_its_table(declare: Declare, listener: Listener) -> None:
+    """The event is the concrete model's, whoever wrote."""
+    declare(Thing, name="thing_events", fields=["status"])
+    called, signalled = Box(), Box()
+
+    def heard(event: PgEvent) -> None:
+        called.put(event)
+
+    def sent(sender: object, event: PgEvent, **kwargs: object) -> None:
+        signalled.put((sender, event))
+
+    with only_receivers_of_this_test():
+        on_pg_event(Nickname, "insert")(heard)
+        pg_event.connect(sent, sender=Thing)
+        try:
+            with relaying():
+                nickname = Nickname.objects.create(status="a")
+                (event,) = called.wait()
+                ((sender, same),) = signalled.wait()
+        finally:
+            pg_event.disconnect(sent, sender=Thing)
+    assert (event.model, event.label, event.pk, event.new) == (Thing, "declaring.thing", nickname.pk, {"status": "a"})
+    assert (sender, same) == (Thing, event)
+
+
+def test_a_swapped_out_model_installs_nothing(fleet: Fleet) -> None:
+    """Its table is never made; the one that stands in for it announces."""
+    project = state(plane=[Notify(name="plane_events")])
+    fields = [("id", models.BigAutoField(primary_key=True))]
+    options = {"swappable": "PGSIGNALS_TEST_SHIP", "constraints": [Notify(name="ship_events")]}
+    project.add_model(ModelState("fleet", "ship", fields, options=options))
+    with override_settings(PGSIGNALS_TEST_SHIP="fleet.Plane"):
+        fleet.apply(change(ProjectState(), project))
+        assert "pgsignals_ship_events" not in functions()
+        names = [row.name for row in sync.compare("default", fleet.state.apps, {}) if row.declared]
+    assert names == ["plane_events"]
+    assert list(installed()["fleet_plane"]) != []
+
+
+SWAPPED = """
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "swapped_settings"
+import django
+django.setup()
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
+call_command("migrate", run_syncdb=True, verbosity=0)
+call_command("pgsignals", "status", "--check")
+from tests.conftest import Listener
+from pgsignals import wire
+listener = Listener(wire.CHANNEL)
+user = get_user_model().objects.create(name="ada", password="secret")
+get_user_model().objects.update(password="other")
+for event in listener.events():
+    print("EVENT", event.op, event.label, event.pk == user.pk, sorted(event.changed), sorted(event.new))
+"""
+
+
+def test_a_model_that_stands_in_for_the_user_model_announces(
+    tmp_path: Path, child_environment: dict[str, str], listener: Listener
+) -> None:
+    """A project of its own, on a database of its own."""
+    name = "pgsignals_test_swapped"
+    (tmp_path / "swapped_settings.py").write_text(
+        "from tests.settings import *\n"
+        "AUTH_USER_MODEL = 'declaring.Member'\n"
+        "MIDDLEWARE = []\n"
+        "DATABASES.pop('sqlite')\n"
+        "DATABASE_ROUTERS = []\n"
+    )
+    environment = {
+        **child_environment,
+        "PGSIGNALS_TEST_DATABASE": name,
+        "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}",
+    }
+    with connect() as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", SWAPPED], env=environment, capture_output=True, text=True, timeout=100
+        )
+    finally:
+        with connect() as admin:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("EVENT")] == [
+        "EVENT insert declaring.member True [] ['id', 'last_login', 'name']",
+        "EVENT update declaring.member True ['password'] ['id', 'last_login', 'name']",
+    ]
+
+
+# Several declarations.
+
+
+def test_each_declaration_of_a_model_announces_by_itself(listener: Listener) -> None:
+    """With its own operations, fields, watch and condition."""
+    ledger = Ledger.objects.create(amount=1)
+    Ledger.objects.update(amount=ledger.pk + 101)
+    Ledger.objects.update(comment="c")
+    Ledger.objects.update(account="a")
+    Ledger.objects.all().delete()
+    payloads = said(listener)
+    assert [(one["d"], one["o"], one.get("c")) for one in payloads] == [
+        ("ledger_all", "i", None),
+        ("ledger_all", "u", ["amount"]),
+        ("ledger_large", "u", ["amount"]),
+        ("ledger_all", "u", ["comment"]),
+        ("ledger_all", "u", ["account"]),
+        ("ledger_all", "d", None),
+    ]
+    assert {one["d"]: one.get("f") for one in payloads} == {
+        "ledger_all": ["id", "account", "amount"],
+        "ledger_large": None,
+    }
+
+
+def test_two_declarations_of_the_same_operations_announce_twice(declare: Declare, listener: Listener) -> None:
+    """And the check says so; with a channel, a watch or a condition of its own the second is meant."""
+    declare(Maker, name="first", fields=["name"])
+    declare(Maker, name="second")
+    Maker.objects.create(name="a")
+    assert [(one["d"], one["r"][0][1:]) for one in said(listener)] == [("first", [["a"]]), ("second", [])]
+
+
+@pytest.mark.parametrize(
+    ("second", "ids"),
+    [
+        ({}, ["pgsignals.E006"]),
+        ({"fields": "__all__"}, ["pgsignals.E006"]),
+        ({"watch": ["name"]}, ["pgsignals.E006"]),
+        ({"watch": ["name"], "on": ["update"]}, []),
+        ({"when": Q(name="a")}, []),
+        ({"channel": "makers"}, []),
+    ],
+)
+def test_the_check_refuses_to_announce_the_same_twice(
+    monkeypatch: pytest.MonkeyPatch, second: dict[str, Any], ids: list[str]
+) -> None:
+    monkeypatch.setattr(Maker._meta, "constraints", [Notify(name="first"), Notify(name="second", **second)])
+    messages = ours.check_declarations([Maker._meta.app_config])
+    assert [message.id for message in messages] == ids
+    assert all("by Notify 'first' and by Notify 'second'" in message.msg for message in messages)
+
+
+def test_a_declaration_with_a_channel_speaks_there_alone(declare: Declare, listener: Listener) -> None:
+    """Whatever the name of the channel, and also where it cannot say all."""
+    own = Listener('the "makers"\'', wire.CHANNEL)
+    declare(Maker, channel='the "makers"\'', fields=["name"])
+    Maker.objects.create(name="a")
+    with connect() as writer:
+        writer.execute("SET pgsignals.context = 'broken'")
+        writer.execute("INSERT INTO declaring_maker (name) VALUES ('b')")
+        writer.execute("TRUNCATE declaring_maker CASCADE")
+    heard = own.notifications()
+    own.connection.close()
+    assert [(one.channel, json.loads(one.payload)["o"]) for one in heard] == [
+        ('the "makers"\'', operation) for operation in "iit"
+    ]
+    assert listener.notifications() == []
+
+
+@pytest.mark.parametrize("channel", ["", "é" * 32, "pgsignals"])
+def test_a_channel_that_will_not_do_is_refused_at_once(channel: str) -> None:
+    with pytest.raises(ValueError, match="Notify 'a': "):
+        Notify(name="a", channel=channel)
+
+
+# Names.
+
+
+def test_children_of_an_abstract_model_declare_under_names_of_their_own(listener: Listener) -> None:
+    """And each with all fields of its own, for the condition that they share."""
+    Book.objects.create(title="b")
+    Film.objects.create(title="f", minutes=90)
+    Film.objects.create()
+    assert [(one["d"], one["m"], one["f"]) for one in said(listener)] == [
+        ("declaring_book", "declaring.book", ["id", "title"]),
+        ("declaring_film", "declaring.film", ["id", "title", "minutes"]),
+    ]
+
+
+@isolate_apps("tests.declaring")
+def test_a_name_that_becomes_too_long_is_refused_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch, transactional_db: None
+) -> None:
+    """By the check, and so by `migrate`, before it does anything."""
+
+    class Base(models.Model):
+        class Meta:
+            abstract = True
+            app_label = "declaring"
+            constraints = [Notify(name="%(app_label)s_%(class)s_events")]
+
+    class JustShortEnoughForWhatPostgresql(Base):
+        class Meta(Base.Meta):
+            pass
+
+    class OneLetterTooLongForWhatPostgresqls(Base):
+        class Meta(Base.Meta):
+            pass
+
+    monkeypatch.setattr(ours, "apps", JustShortEnoughForWhatPostgresql._meta.apps)
+    message = only(ours.check_declarations(None))
+    assert (message.id, message.obj) == ("pgsignals.E003", OneLetterTooLongForWhatPostgresqls)
+    assert "it has 51 bytes, and PostgreSQL's limit of 63 leaves 49 for it" in message.msg
+    with pytest.raises(SystemCheckError, match="leaves 49 for it"):
+        call_command("migrate", skip_checks=False, stdout=StringIO(), stderr=StringIO())
+
+
+# makemigrations.
+
+
+class Renaming(MigrationQuestioner):
+    """Yes, it was renamed."""
+
+    def ask_rename(self, *args: Any) -> bool:
+        return True
+
+
+def plane_with(field: str, declaration: Notify, **options: Any) -> ProjectState:
+    project = ProjectState()
+    fields = [("id", models.BigAutoField(primary_key=True)), (field, models.TextField(null=True, **options))]
+    project.add_model(ModelState("fleet", "plane", fields, options={"constraints": [declaration]}))
+    return project
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        lambda field: {},
+        lambda field: {"fields": [field]},
+        lambda field: {"exclude": [field]},
+        lambda field: {"watch": [field]},
+        lambda field: {"when": Q(**{f"{field}__gt": "x"}), "watch": [field], "fields": "__all__"},
+    ],
+    ids=["nothing", "fields", "exclude", "watch", "when"],
+)
+@pytest.mark.parametrize("options", [{}, {"db_column": "x"}], ids=["own column", "db_column"])
+def test_a_renamed_field_is_found_by_makemigrations_and_the_trigger_follows(
+    fleet: Fleet, listener: Listener, arguments: Callable[[str], dict[str, Any]], options: dict[str, Any]
+) -> None:
+    """Also where its column stays as it is."""
+    before = plane_with("a", Notify(name="plane_events", **arguments("a")), **options)
+    after = plane_with("b", Notify(name="plane_events", **arguments("b")), **options)
+    fleet.apply(change(ProjectState(), before))
+    changes = MigrationAutodetector(fleet.state, after, Renaming())._detect_changes()
+    operations = [operation for migration in changes["fleet"] for operation in migration.operations]
+    assert not {type(one) for one in operations} & {migrations.RemoveField, migrations.AddField}
+    fleet.apply(operations)
+    assert change(fleet.state, after) == []
+    assert [row.state for row in sync.compare("default", fleet.state.apps, {}) if row.declared] == ["installed"]
+    with connect() as writer:
+        writer.execute(f"INSERT INTO fleet_plane ({options.get('db_column', 'b')}) VALUES ('y')")
+        writer.execute(f"UPDATE fleet_plane SET {options.get('db_column', 'b')} = 'z'")
+    heard = said(listener)
+    assert [(one["o"], one.get("c"), one.get("i")) for one in heard] == [("i", None, None), ("u", ["b"], None)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"when": Q(a="x")}, {"watch": ["a"]}, {"exclude": ["a"]}, {"fields": "__all__"}, {"channel": "planes"}],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_what_changes_the_function_alone_is_an_alter_constraint(arguments: dict[str, Any]) -> None:
+    """To it, from it, and for another value."""
+    plain, declared = state(plane=[Notify(name="e")]), state(plane=[Notify(name="e", **arguments)])
+    for before, after in ((plain, declared), (declared, plain)):
+        assert [type(one).__name__ for one in change(before, after)] == ["AlterConstraint"]
+    assert change(declared, declared) == []
+    conditions = [state(plane=[Notify(name="e", when=Q(a=value))]) for value in "xy"]
+    assert [type(one).__name__ for one in change(*conditions)] == ["AlterConstraint"]
+
+
+@pytest.mark.parametrize("when", CONDITIONS.values(), ids=CONDITIONS)
+def test_a_condition_goes_through_a_migration_unchanged(when: Any) -> None:
+    """What the file says is the same declaration, so that makemigrations finds nothing new in it."""
+    declaration = Notify(name="some_events", when=when)
+    (operation,) = written([migrations.AddConstraint("thing", declaration)])
+    assert operation.constraint == declaration
+    plane = [state(plane=[one]) for one in (operation.constraint, declaration)]
+    assert change(*plane) == []
+
+
+# What a transaction says to the triggers.
+
+
+def test_a_silenced_transaction_announces_nothing_and_the_next_one_does(listener: Listener) -> None:
+    with connect() as writer:
+        with writer.transaction():
+            writer.execute("SELECT set_config('pgsignals.silenced', 'on', true)")
+            writer.execute("INSERT INTO declaring_ledger (id, account, amount, comment) VALUES (1, '', 0, '')")
+            writer.execute("UPDATE declaring_ledger SET amount = 1000")
+            writer.execute("TRUNCATE declaring_ledger")
+        writer.execute("INSERT INTO declaring_ledger (id, account, amount, comment) VALUES (2, '', 0, '')")
+    assert ops(listener.events()) == [("insert", 2)]
+
+
+@pytest.mark.parametrize("value", ["off", "", "ON", "true"])
+def test_only_the_word_on_silences(listener: Listener, value: str) -> None:
+    with connect() as writer:
+        writer.execute("SELECT set_config('pgsignals.silenced', %s, false)", [value])
+        writer.execute("INSERT INTO declaring_ledger (account, amount, comment) VALUES ('', 0, '')")
+    assert listener.event().op == "insert"
+
+
+def tell(writer: psycopg.Connection, context: str) -> None:
+    """One row and two rows, and then TRUNCATE, in transactions with this context."""
+    with writer.transaction():
+        writer.execute("SELECT set_config('pgsignals.context', %s, true)", [context])
+        write(writer, column="name", old="'a'", new="'b'")
+    with writer.transaction():
+        writer.execute("SELECT set_config('pgsignals.context', %s, true)", [context])
+        writer.execute("TRUNCATE declaring_maker CASCADE")
+
+
+BIG = json.dumps({"a": "x" * (1024 - len('{"a": ""}'))})
+
+
+@pytest.mark.parametrize("context", ['{"actor": 7, "why": {"é": [null, "\\"%s"]}}', "{}", BIG])
+def test_the_context_of_a_transaction_is_in_each_of_its_events(
+    declare: Declare, listener: Listener, warnings_of: Warned, context: str
+) -> None:
+    writer, heard = warnings_of
+    declare(Maker, fields=["name"])
+    tell(writer, context)
+    writer.execute("INSERT INTO declaring_maker (name) VALUES ('c')")
+    *events, last = listener.events()
+    assert ops(events) == [*EXPECTED, ("truncate", None)]
+    assert all(event.context == json.loads(context) and not event.incomplete for event in events)
+    assert (last.context, heard) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    "context", ["no json", '"text"', "[1]", "7", "null", "{", '{"a": NaN}', '{"a": 1}, "o": "d"', BIG + " "]
+)
+def test_a_context_that_is_none_keeps_the_write_and_leaves_keys(
+    declare: Declare, listener: Listener, warnings_of: Warned, context: str
+) -> None:
+    """Any role may set it to anything: events come without it, marked incomplete, and the writer is warned."""
+    writer, heard = warnings_of
+    declare(Maker, fields=["name"], watch=["name"])
+    tell(writer, context)
+    events = listener.events()
+    assert ops(events) == [*EXPECTED, ("truncate", None)]
+    assert all(event.context == {} and event.new is None and event.old is None for event in events)
+    assert all(event.incomplete for event in events if event.op != "truncate")
+    assert len(heard) == 7  # one for each statement
+    assert all("pgsignals: trigger" in warning for warning in heard)
