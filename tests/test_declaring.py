@@ -440,6 +440,30 @@ def test_watch_and_when_narrow_together(declare: Declare, listener: Listener) ->
     assert ops(listener.events()) == [("update", three.pk)]
 
 
+def test_a_statement_of_very_many_rows_is_narrowed_as_a_small_one_is(declare: Declare, listener: Listener) -> None:
+    """More rows than are announced from one text."""
+    declare(Thing, watch=["number"], when=Q(number__lt=50), fields=["title", "number"])
+    count = 20_000
+    with connection.cursor() as cursor:
+        cursor.execute(INSERT_MANY, [count])
+        assert {event.pk for event in listener.events()} == set(range(1, 50))
+        cursor.execute(
+            "UPDATE declaring_thing SET number = CASE id % 2 WHEN 0 THEN number ELSE id % 100 END, other = 1"
+        )
+        odd = {pk for pk in range(1, count + 1) if pk % 2 and pk % 100 < 50}
+        assert {event.pk for event in listener.events()} == {pk for pk in odd if pk >= 50}
+        cursor.execute("DELETE FROM declaring_thing")
+    events = listener.events()
+    assert {event.pk for event in events} == odd | set(range(1, 50))
+    assert not any(event.incomplete for event in events)
+
+
+INSERT_MANY = """
+INSERT INTO declaring_thing (id, title, number, "state of it", other, colour, token)
+SELECT n, 'a', n, '', 0, 'r', '12345678-1234-5678-1234-567812345678' FROM generate_series(1, %s) AS n
+"""
+
+
 @pytest.mark.parametrize(
     "when", [Q(pk=(1, "a")), Q(pk__in=[(1, "a"), (2, "b")]), Q(row=1, column="a"), ~Q(pk=(1, "b"))]
 )
@@ -716,6 +740,22 @@ def test_all_fields_means_those_that_a_migration_adds_and_removes(fleet: Fleet, 
         (["id", "a", "b"], [[1, [1, "x", 8]]], None),
         (["id", "b"], [[1, [1, 8], [1, 9]]], None),
     ]
+
+
+@pytest.mark.parametrize("kind", ["text", "date", "integer", "bytea"])
+def test_a_key_retyped_by_hand_leaves_an_event_about_the_table(
+    listener: Listener, by_hand: ByHand, warnings_of: Warned, kind: str
+) -> None:
+    writer, heard = warnings_of
+    value = SAMPLES.get(kind, SAMPLES["bigint"])[0]
+    by_hand(
+        f"ALTER TABLE declaring_tagged ALTER slug TYPE {kind} USING NULL",
+        "DELETE FROM declaring_tagged; ALTER TABLE declaring_tagged ALTER slug TYPE uuid USING NULL",
+    )
+    writer.execute(f"INSERT INTO declaring_tagged (slug) VALUES ({value})")
+    event = listener.event()
+    assert (event.op, event.pk, event.incomplete) == ("insert", None, True)
+    assert 'Run "manage.py pgsignals sync"' in heard[0]
 
 
 SAMPLES = {

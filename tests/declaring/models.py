@@ -150,3 +150,12 @@ class Sample(models.Model):
     texts = pg.ArrayField(models.TextField(), null=True)
     range = pg.IntegerRangeField(null=True)
     days = pg.DateRangeField(null=True)
+
+
+class Tagged(models.Model):
+    """A key that is no number."""
+
+    slug = models.UUIDField(primary_key=True)
+
+    class Meta:
+        constraints = [Notify(name="tagged_events")]
