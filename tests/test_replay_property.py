@@ -137,7 +137,8 @@ class Writer:
         table = self.table
         names = [one.name for one in table.model._meta.concrete_fields] + ([table.behind] if table.behind else [])
         texts = ", ".join(f"{table.column(name)}::text" for name in names)
-        order = ", ".join(table.key_columns)
+        # By the table's name: the text of a column goes by the column's name too.
+        order = ", ".join(f"{table.table}.{column}" for column in table.key_columns)
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT {texts} FROM {table.table} ORDER BY {order}")
             read = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
@@ -554,7 +555,7 @@ def check(table: Table, transactions: list[Block], listener: Listener) -> None:
 THINGS = Table(
     name="__all__ of many types",
     model=Thing,
-    travelling=tuple(one.name for one in Thing._meta.concrete_fields if not one.primary_key),
+    travelling=tuple(one.name for one in Thing._meta.concrete_fields),
     keys=tuple((str(number),) for number in range(1, 6)),
     many=lambda number: (str(100 + number),),
     defaults={
