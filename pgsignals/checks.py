@@ -68,7 +68,7 @@ def _twice_announced(every: list[tuple[type[Model], Notify]]) -> Iterator[checks
             )
             continue
         for operation in declaration.on:
-            if declaration.when is not None or (operation == UPDATE and declaration.watch):
+            if declaration.when or (operation == UPDATE and declaration.watch):
                 continue
             first = said.setdefault((model, declaration.channel, operation), declaration)
             if first is not declaration:

@@ -38,6 +38,9 @@ logger = logging.getLogger("pgsignals")
 MAX_CONTEXT: Final = 1024
 """Bytes that a context, nested ones merged, may have as JSON. They are taken from the room of every notification."""
 
+MAX_NESTED: Final = 80
+"""Brackets and braces in a context. A listener reads no JSON of more than 100 levels, so it would lose the event."""
+
 UNKNOWN: Final = "?"
 """What was sent last may be gone, by a rollback to a savepoint for example: no JSON, so it equals no context."""
 
@@ -171,7 +174,12 @@ def as_text(fragments: Mapping[str, str]) -> str:
 
 
 def check_size(text: str) -> None:
-    """Raise ValueError where a context is too big."""
+    """Raise ValueError where a context is too big, or too deep."""
+    if (nested := text.count("[") + text.count("{")) > MAX_NESTED:
+        raise ValueError(
+            f"The context has {nested} brackets and braces; at most {MAX_NESTED} may be in it. Keep it flat: keys, and "
+            f"the rest elsewhere. It begins {text[:80]!r}."
+        )
     if (size := len(text.encode())) > MAX_CONTEXT:
         raise ValueError(
             f"The context has {size} bytes as JSON, nested ones merged; at most {MAX_CONTEXT} may travel with every "
@@ -187,7 +195,8 @@ class context:
     `sync_to_async`, not into a thread or a task queue.
 
     Values are whatever DjangoJSONEncoder writes (UUIDs, dates, decimals and lazy text become text). On entering,
-    raises TypeError for a value that is not JSON, and ValueError where all of it has more than 1,024 bytes as JSON.
+    raises TypeError for a value that is not JSON, and ValueError where all of it has more than 1,024 bytes as JSON, or
+    more than 80 brackets and braces.
 
     What it costs: one short statement in each transaction, before the transaction's first statement, and once more
     after a rollback to a savepoint or where the context changes. In autocommit a statement that writes (INSERT,

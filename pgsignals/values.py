@@ -49,7 +49,8 @@ class Kind:
     """A setting of the session that the SQL depends on after all, and the value that it must have."""
 
     family: str = ""
-    """Which of FAMILIES the column's type must be of for `sql` and `read` to fit; empty where any type fits."""
+    """Which of FAMILIES, or arrays of them, the column's type must be of for `sql` and `read` to fit; empty where any
+    type fits."""
 
 
 FAMILIES = {
@@ -75,8 +76,20 @@ FAMILIES = {
     "pg_catalog.jsonb": "json",
     "pg_catalog.inet": "network",
     "pg_catalog.cidr": "network",
+    "pg_catalog.int4range": "integer range",
+    "pg_catalog.int8range": "integer range",
+    "pg_catalog.numrange": "numeric range",
+    "pg_catalog.daterange": "date range",
+    "pg_catalog.tsrange": "timestamp range",
+    "pg_catalog.tstzrange": "timestamptz range",
 }
-"""The well-known types of PostgreSQL; those of one family travel and are read in the same way."""
+"""PostgreSQL's types by family; those of one family travel and are read in the same way."""
+
+
+def types_of(family: str) -> list[str]:
+    """The types of a family; `integer[]` is the family of arrays of integers."""
+    base = family.removesuffix("[]")
+    return [f"{name}{family[len(base) :]}" for name, of in FAMILIES.items() if of == base]
 
 
 def _plain(column: str) -> str:
@@ -214,7 +227,7 @@ def _array(item: Kind) -> Kind:
             raise ValueError(f"an array of {lengths} has {len(items)} items")
         return _shape(lengths, [_none_or(item, one) for one in items])
 
-    return Kind(sql, read, pinned=item.pinned)
+    return Kind(sql, read, pinned=item.pinned, family=f"{item.family}[]" if item.family else "")
 
 
 def _shape(lengths: list[int], items: list[Any]) -> list[Any]:
@@ -243,7 +256,7 @@ def _range(bound: Kind) -> Kind:
         lower, upper, bounds = raw
         return Range(_none_or(bound, lower), _none_or(bound, upper), bounds)
 
-    return Kind(sql, read)
+    return Kind(sql, read, family=f"{bound.family} range")
 
 
 def _none_or(kind: Kind, raw: Any) -> Any:

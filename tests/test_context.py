@@ -28,7 +28,6 @@ from django.utils.functional import lazystr
 import pgsignals
 from pgsignals import context as pgsignals_context
 from pgsignals.context import MAX_CONTEXT, Courier, install
-from pgsignals.triggers import function
 
 from .conftest import Listener, connect
 from .servers import free_port, running
@@ -634,8 +633,24 @@ def test_a_context_that_is_too_big_is_refused_with_size_and_limit(listener: List
     assert [len(event.context) for event in listener.events()] == [2, 1]
 
 
-def test_the_trigger_and_the_context_know_the_same_limit() -> None:
-    assert function.MAX_CONTEXT == MAX_CONTEXT
+def test_a_context_too_deep_for_a_listener_is_refused_here_and_in_the_database(listener: Listener) -> None:
+    """A listener reads a hundred levels. Any role can set the setting itself: its writes are kept, and heard of."""
+    deep: list[Any] = [1]
+    for _ in range(110):
+        deep = [deep]
+    with pytest.raises(ValueError, match="has 112 brackets and braces; at most 80"), pgsignals_context(a=deep):
+        pass
+    with connect() as writer:
+        heard: list[str] = []
+        writer.add_notice_handler(lambda notice: heard.append(f"{notice.message_primary} {notice.message_hint}"))
+        with writer.transaction():
+            writer.execute("SELECT set_config('pgsignals.context', %s, true)", [json.dumps({"a": deep})])
+            writer.execute("INSERT INTO shop_customer (name) VALUES ('a')")
+    (event,) = listener.events()
+    assert (event.incomplete, event.context) == (True, {})
+    assert "small and flat" in heard[0]
+    assert "Whoever sets pgsignals.context" in heard[0]
+    assert "pgsignals sync" not in heard[0]
 
 
 def test_the_name_of_the_package_is_the_context_manager() -> None:

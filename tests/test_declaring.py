@@ -23,8 +23,8 @@ from django.db.migrations.autodetector import MigrationAutodetector
 from django.db.migrations.questioner import MigrationQuestioner
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.models import Count, Exists, F, OuterRef, Q, Subquery, Value, Window
-from django.db.models.functions import Length, Lower, RowNumber
-from django.db.models.lookups import GreaterThan
+from django.db.models.functions import Cast, Length, Lower, RowNumber
+from django.db.models.lookups import Exact, GreaterThan
 from django.test import override_settings
 from django.test.utils import isolate_apps
 
@@ -191,6 +191,9 @@ def test_a_watched_value_that_differs_in_its_bytes_only_has_changed(declare: Dec
 A_UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 A_MOMENT = datetime(2026, 7, 10, 12, 30, tzinfo=UTC)
 HOSTILE = [
+    "$pgsignals$",
+    "$pgsignals_ddl$",
+    "$pgsignals_$",
     "'",
     "''; DROP TABLE declaring_thing; --",
     '"',
@@ -790,6 +793,76 @@ def test_a_column_of_whatever_well_known_type_fails_no_write_and_leaves_an_event
     """An event is of values that can be read, or marked incomplete."""
     declare(Sample, fields=[column])
     retyped(Sample._meta.get_field(column), SAMPLES, listener, warnings_of)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind", "value"),
+    [
+        ("integer", "mood", "'calm'"),
+        ("integer", "integer[]", "'{1,2}'"),
+        ("integer", "money", "'1.5'"),
+        ("integer", "bit(3)", "'011'"),
+        ("integer", "int4range", "'[1,3)'"),
+        ("boolean", "mood", "'calm'"),
+        ("numbers", "text[]", "'{a,b}'"),
+        ("numbers", "uuid[]", "'{12345678-1234-5678-1234-567812345678}'"),
+        ("range", "daterange", "'[2026-01-01,2026-01-03)'"),
+        ("range", "tsrange", "'[2026-01-01,2026-01-03)'"),
+        ("range", "numrange", "'[1.5,3)'"),
+        ("uuid", "hstore", "'a=>\"1\"'"),
+        ("decimal", "text[]", "'{\"a b\"}'"),
+        ("float", "point", "'(1,2)'"),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_column_of_a_type_that_is_not_well_known_leaves_the_key(
+    declare: Declare, listener: Listener, warnings_of: Warned, column: str, kind: str, value: str, rows: int
+) -> None:
+    """What such a type looks like as text may be no JSON, or other JSON than was meant."""
+    writer, heard = warnings_of
+    declare(Sample, fields=[column])
+    writer.execute(f'ALTER TABLE declaring_sample ALTER "{column}" TYPE {kind} USING NULL')
+    try:
+        writer.execute(f'INSERT INTO declaring_sample ("{column}") SELECT {value} FROM generate_series(1, {rows})')
+    finally:
+        writer.execute("TRUNCATE declaring_sample")
+        back = Sample._meta.get_field(column).db_type(connection)
+        writer.execute(f'ALTER TABLE declaring_sample ALTER "{column}" TYPE {back} USING NULL')
+    events = [event for event in listener.events() if event.op == "insert"]
+    assert [(event.incomplete, event.new) for event in events] == [(True, None)] * rows
+    assert "pgsignals sync" in heard[0]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_column_of_a_domain_is_of_the_type_that_it_is_made_of(
+    declare: Declare, listener: Listener, warnings_of: Warned, rows: int
+) -> None:
+    writer, heard = warnings_of
+    declare(Sample, fields=["integer"])
+    writer.execute("CREATE DOMAIN declaring_small AS integer CHECK (value < 10)")
+    writer.execute("ALTER TABLE declaring_sample ALTER integer TYPE declaring_small USING NULL")
+    try:
+        writer.execute(f"INSERT INTO declaring_sample (integer) SELECT 7 FROM generate_series(1, {rows})")
+    finally:
+        writer.execute("TRUNCATE declaring_sample")
+        writer.execute("ALTER TABLE declaring_sample ALTER integer TYPE integer")
+        writer.execute("DROP DOMAIN declaring_small")
+    events = [event for event in listener.events() if event.op == "insert"]
+    assert [(event.incomplete, event.new) for event in events] == [(False, {"integer": 7})] * rows
+    assert heard == []
+
+
+def test_a_condition_casts_in_djangos_time_zone(declare: Declare, listener: Listener) -> None:
+    """What day a moment is on does not depend on the writer's session."""
+    declare(Thing, when=Q(Exact(Cast("moment", models.DateField()), date(2026, 7, 10))))
+    with connection.cursor() as cursor:
+        cursor.execute("SET TimeZone = 'Asia/Tokyo'")
+        late = datetime(2026, 7, 10, 20, tzinfo=UTC)
+        picked = Thing.objects.create(moment=late, token=uuid.uuid4())
+        Thing.objects.bulk_create([Thing(moment=late, token=uuid.uuid4()), Thing(moment=late, token=uuid.uuid4())])
+        cursor.execute("RESET TimeZone")
+    assert len(listener.events()) == 3
+    assert picked.pk
 
 
 def retyped(field: Any, types: dict[str, tuple[str, str]], listener: Listener, warnings_of: Warned) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ def ask(when: Q, model: type[Model]) -> tuple[Query, Any]:
     """Django's query for a condition, and its WHERE. Raises as `condition` does."""
     query = Query(model)
     where = query.build_where(when)
-    if any(isinstance(part, Subquery | QuerySet | OuterRef) for part in when.flatten()) or where.contains_aggregate:
+    if any(isinstance(part, Subquery | QuerySet | OuterRef) for part in _parts(when)) or where.contains_aggregate:
         raise FieldError("A trigger can ask the row itself only: no subqueries, no aggregates")
     if where.contains_over_clause:
         raise FieldError("A trigger can ask the row itself only: no window functions")
@@ -48,6 +49,14 @@ def ask(when: Q, model: type[Model]) -> tuple[Query, Any]:
     if tables := [query.alias_map[alias].table_name for alias, uses in query.alias_refcount.items() if uses][1:]:
         raise FieldError(f"A trigger can ask the row itself only: no join with {tables[0]}")
     return query, where
+
+
+def _parts(node: Any) -> Iterator[Any]:
+    """A condition, and all that it is made of, lists of expressions among it."""
+    yield node
+    inner = node if isinstance(node, list | tuple) else getattr(node, "get_source_expressions", list)()
+    for one in [*inner, *getattr(node, "children", ())]:
+        yield from _parts(one)
 
 
 def _value(parameter: Any, connection: BaseDatabaseWrapper) -> str:

@@ -13,6 +13,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from .. import wire
+from ..context import MAX_CONTEXT, MAX_NESTED
 from ..event import DELETE, INSERT, UPDATE
 from ..values import field_kind
 from .columns import travelling
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
 CAPTURED = "pgsignals_captured"
 """The temporary table into which a session that asks for it also gets what it sends; see pgsignals.testing."""
 
-MAX_CONTEXT = 1024
-"""Bytes of the context that a transaction may put into its events."""
-
 
 def settings(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
     """The settings that hold while the function runs, whatever the writer's session says."""
     kinds = [field_kind(field, connection) for field in travelling(declaration, model)]
     # Nothing in the writer's search_path can then stand in for a function or an operator of PostgreSQL's own. A
     # condition may need an extension's operators (citext, trigram): it sees what the migration's session sees.
-    path = "search_path FROM CURRENT" if declaration.when else "search_path = pg_catalog, pg_temp"
-    pinned = dict.fromkeys([path, *(kind.pinned for kind in kinds if kind.pinned)])
+    path = ["search_path = pg_catalog, pg_temp"]
+    if declaration.when:
+        # What it casts to a date is the day of the zone in which Django would ask.
+        path = ["search_path FROM CURRENT", f"TimeZone = {literal(connection.timezone_name)}"]
+    pinned = dict.fromkeys([*path, *(kind.pinned for kind in kinds if kind.pinned)])
     return " ".join(f"SET {one}" for one in pinned)
 
 
@@ -82,6 +83,11 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
         key_inserts=keys.insert(blocks=True),
         key_deletes=keys.delete(blocks=True),
         key_updates=keys.update(blocks=True, whole=True),
+        max_nested=MAX_NESTED,
+        context_remedy=literal(
+            "The write itself is kept. Whoever sets pgsignals.context (in Django, pgsignals.context does) must set it "
+            "to such an object, or to nothing."
+        ),
         hint=literal(
             'The write itself is kept. Run "manage.py pgsignals sync" where this database is migrated, '
             "so that the trigger knows its table again."
@@ -114,6 +120,7 @@ DECLARE
     taken integer;
     number bigint;
     problem text;
+    remedy text;
 BEGIN
     IF current_setting('pgsignals.silenced', true) = 'on' THEN
         RETURN NULL;
@@ -127,9 +134,13 @@ BEGIN
             -- Any role may set it, so it may hold anything.
             context := current_setting('pgsignals.context', true);
             IF context <> '' AND attempt < 3 THEN
-                IF octet_length(context) > $max_context OR json_typeof(context::json) <> 'object' THEN
-                    RAISE EXCEPTION 'the setting pgsignals.context is no JSON object of at most $max_context bytes';
+                remedy := $context_remedy;
+                -- Deeper than that, no listener would read it.
+                IF octet_length(context) > $max_context OR json_typeof(context::json) <> 'object'
+                        OR octet_length(translate(context, '[{', '')) < octet_length(context) - $max_nested THEN
+                    RAISE EXCEPTION 'the setting pgsignals.context is no JSON object that is small and flat enough';
                 END IF;
+                remedy := NULL;
                 head := head || ',"k":' || context;
             END IF;
             room := $limit - octet_length(head) - $reserved;
@@ -244,7 +255,8 @@ BEGIN
                 GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
                 RAISE WARNING 'pgsignals: trigger % cannot say all about this % of %.%: % (%)',
                     TG_NAME, TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem, SQLSTATE
-                    USING HINT = $hint;
+                    USING HINT = coalesce(remedy, $hint);
+                remedy := NULL;
             END IF;
         END;
     END LOOP;

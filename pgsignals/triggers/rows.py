@@ -14,14 +14,14 @@ names as the tables' aliases: PL/pgSQL evaluates such expressions without a quer
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
 from .. import wire
 from ..event import DELETE, INSERT, UPDATE
-from ..values import FAMILIES, Kind, field_kind, key_fields
+from ..values import Kind, field_kind, key_fields, types_of
 from .columns import columns, found, travelling
 from .condition import condition
 
@@ -235,19 +235,19 @@ class Rows:
 
         The types are looked at in one row of a statement: within a statement they are the same.
         """
-        if not (tests := self._right_types("")):
-            return opening
-        return f"CASE WHEN (SELECT {tests} FROM {table} LIMIT 1) THEN {opening} END"
+        tests = self._right_types("", lambda column: _BASE_TYPE.format(column=column))
+        return f"CASE WHEN (SELECT {tests} FROM {table} LIMIT 1) THEN {opening} END" if tests else opening
 
     def _typed(self, alias: str, opening: str) -> str:
-        tests = self._right_types(f"{alias}.")
+        # A domain is not looked into, which would take a query: here it counts as another type.
+        tests = self._right_types(f"{alias}.", lambda column: f"pg_typeof({column})")
         return f"CASE WHEN {tests} THEN {opening} END" if tests else opening
 
-    def _right_types(self, prefix: str) -> str:
+    def _right_types(self, prefix: str, type_of: Callable[[str], str]) -> str:
         return _all(
-            f"pg_typeof({prefix}{self._column(field)}) <> ALL ({wrong})"
+            f"{type_of(f'{prefix}{self._column(field)}')} = ANY ('{{{','.join(types_of(family))}}}'::regtype[])"
             for field in dict.fromkeys([*self.keys, *self.fields])
-            if (wrong := _other_types(self._kind(field)))
+            if (family := self._kind(field).family)
         )
 
     def _opening(self, operation: str) -> str:
@@ -323,15 +323,10 @@ class Rows:
         return self.connection.ops.quote_name(str(field.column))
 
 
-def _other_types(kind: Kind) -> str:
-    """The well-known types that a column of this kind cannot have, as an SQL array.
-
-    What is not well known (an enum, a domain, an extension's type) may pass for anything.
-    """
-    if not kind.family:
-        return ""
-    others = sorted(name for name, family in FAMILIES.items() if family != kind.family)
-    return f"'{{{','.join(others)}}}'::regtype[]"
+# Of a column; of a domain, the type that it is made of.
+_BASE_TYPE = (
+    "coalesce((SELECT nullif(typbasetype, 0) FROM pg_type WHERE oid = pg_typeof({column})), pg_typeof({column}))"
+)
 
 
 def _all(tests: Iterable[str]) -> str:

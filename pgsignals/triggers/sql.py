@@ -52,12 +52,13 @@ def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseS
     It waits for the table's lock for PGSIGNALS["LOCK_TIMEOUT"] seconds and then says what to do.
     """
     quote = schema_editor.quote_name
+    function = ";\n".join(renew(declaration, model, schema_editor.connection))
     made = [_trigger(declaration, operation, quote) for operation in declaration.on]
     # Django renames or drops a waiting Statement together with the table that it refers to.
     return Statement(
-        _DDL.replace("{ddl}", "\n".join(["%(function)s;", *made])),
+        _DDL.replace("{ddl}", "\n".join(["%(function)s;", *made])).replace("$pgsignals_ddl$", _tag(function)),
         table=Table(model._meta.db_table, quote),
-        function=";\n".join(renew(declaration, model, schema_editor.connection)),
+        function=function,
         **_waiting(f"pgsignals: the table of {model._meta.label} is in use, so its trigger could not be made."),
     )
 
@@ -146,7 +147,13 @@ def _definition(declaration: Notify, model: type[Model], connection: BaseDatabas
 
 
 def _dollars(text: str) -> str:
-    tag = "$pgsignals$"
-    while tag in text:  # a column may have any name
-        tag = f"{tag[:-1]}_$"
+    tag = _tag(text)
     return f"{tag}{text}{tag}"
+
+
+def _tag(text: str) -> str:
+    """A quote that the text does not contain: a column, or a value in a condition, may be of any name."""
+    tag = "$pgsignals$"
+    while tag in text:
+        tag = f"{tag[:-1]}_$"
+    return tag
