@@ -6,7 +6,8 @@ A fast message is a plain `NOTIFY channel, 'json'`: psql and every other client 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
@@ -14,6 +15,9 @@ from django.db import connections
 from django.db.utils import NotSupportedError
 
 from . import conf, wire
+
+if TYPE_CHECKING:
+    from django.db.backends.base.base import BaseDatabaseWrapper
 
 
 class PublishError(ValueError):
@@ -51,6 +55,32 @@ def publish(
         )
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_catalog.pg_notify(%s, %s)", [channel, text])
+        if connection in captured:
+            cursor.execute(_CAPTURE, [_unit(connection), channel, text])
+
+
+captured: WeakSet[BaseDatabaseWrapper] = WeakSet()
+"""The connections whose messages pgsignals.testing reads."""
+
+_CAPTURE = """
+WITH given (unit, channel, payload) AS (VALUES (%s, %s, %s)), message AS (
+    SELECT CASE unit WHEN 'transaction' THEN pg_current_xact_id()::text ELSE unit END AS unit, channel, payload
+    FROM given
+)
+INSERT INTO pg_temp.pgsignals_captured (unit, channel, payload) SELECT unit, channel, payload FROM message
+WHERE NOT EXISTS (SELECT FROM pg_temp.pgsignals_captured AS earlier NATURAL JOIN message)
+"""
+
+
+def _unit(connection: BaseDatabaseWrapper) -> str | None:
+    """What would be a transaction if this were no test, in which equal messages are one; None where it is autocommit.
+
+    The blocks that a TestCase opens are not counted.
+    """
+    for place, block in enumerate(connection.atomic_blocks):
+        if not block._from_testcase:  # type: ignore[attr-defined]
+            return connection.savepoint_ids[place - 1] if place else "transaction"
+    return None
 
 
 async def apublish(

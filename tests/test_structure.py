@@ -28,8 +28,8 @@ ROWS = [
     ["triggers"],
     ["listening"],
     ["live"],
-    ["asgi", "checks", "management"],
-    ["apps"],
+    ["asgi", "checks", "management", "testing"],
+    ["apps", "pytest_plugin"],
 ]
 RANK = {room: number for number, row in enumerate(ROWS) for room in row}
 # The public names; Django's own places, which hold no code of ours.
