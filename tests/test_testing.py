@@ -200,9 +200,12 @@ def test_an_error_that_breaks_the_transaction_is_not_hidden() -> None:
 
 @pytest.mark.django_db
 def test_a_transaction_that_was_left_broken_is_told_with_the_remedy() -> None:
-    with pytest.raises(CaptureError, match=r"expected to fail into transaction\.atomic"), transaction.atomic():
-        with capture_events():
-            transaction.set_rollback(True)
+    with (
+        pytest.raises(CaptureError, match=r"expected to fail into transaction\.atomic"),
+        transaction.atomic(),
+        capture_events(),
+    ):
+        transaction.set_rollback(True)
 
 
 # Receivers.
@@ -280,9 +283,11 @@ def test_receivers_that_cause_events_without_end_are_found_out() -> None:
     def again(event: PgEvent) -> None:
         Article.objects.create()
 
-    with pytest.raises(CaptureError, match=r"after 100 rounds; the last one called was .*again for <PgEvent"):
-        with capture_events(run=True):
-            Article.objects.create()
+    with (
+        pytest.raises(CaptureError, match=r"after 100 rounds; the last one called was .*again for <PgEvent"),
+        capture_events(run=True),
+    ):
+        Article.objects.create()
 
 
 # Async, other databases, pytest.
