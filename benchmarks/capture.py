@@ -4,8 +4,9 @@
 
 Each variant has a table of its own, of one shape, and the variants take turns within one run. A figure is the median,
 over all turns, of the ratio to the table without a trigger in the same turn. What is timed is the statement and its
-commit, because NOTIFY costs at the commit too; commits wait for the disk, as in production, unless --no-fsync says otherwise. One idle listener drains everything that is sent, as in real life, and
-has drained it before the next measurement begins.
+commit, because NOTIFY costs at the commit too; commits wait for the disk, as in production, unless --no-fsync says
+otherwise. One idle listener drains everything that is sent, as in real life, and has drained it before the next
+measurement begins.
 
 It starts servers of its own: those whose programs --postgres names; without it PostgreSQL 15 where that is installed,
 what PGSIGNALS_TEST_POSTGRES names, and the embedded one. The output is Markdown, and ends with the bars that pgsignals
@@ -663,8 +664,8 @@ def report(args: argparse.Namespace) -> int:
     rows, middle = args.rows, max(args.rows // 10, 100)
     say(
         f"Python {sys.version.split()[0]}, Django {django.__version__}, psycopg {psycopg.__version__}, "
-        f"{os.cpu_count()} cores; fsync {'off' if args.no_fsync else 'on'}, autovacuum off, one idle listener draining. "
-        "Ratios to no trigger, of statement and commit; the first column is what they are ratios to.\n"
+        f"{os.cpu_count()} cores; fsync {'off' if args.no_fsync else 'on'}, autovacuum off, one idle listener draining."
+        " Ratios to no trigger, of statement and commit; the first column is what they are ratios to.\n"
     )
     for variant in found[1:]:
         say(f"- *{variant.title}*: {variant.says}")
