@@ -17,13 +17,14 @@ from django.db.models import Model
 from django.utils.translation import gettext as _
 
 from . import conf
-from .event import OPERATIONS, UPDATE
+from .event import OPERATIONS, TRUNCATE, UPDATE
 from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
 from .triggers import sync, tracked
 from .triggers.columns import ALL, columns, find_field
 from .triggers.condition import ask
 from .triggers.declaration import MAX_NAME, Notify, declarations, name_problem
+from .triggers.rows import MAX_NAMES, names_fit
 
 
 @checks.register(checks.Tags.models)
@@ -53,7 +54,7 @@ def _every_declaration() -> Iterator[tuple[type[Model], Notify]]:
 
 def _twice_announced(every: list[tuple[type[Model], Notify]]) -> Iterator[checks.CheckMessage]:
     names: dict[str, type[Model]] = {}
-    said: dict[tuple[Any, ...], Notify] = {}
+    said: dict[tuple[Any, str], Notify] = {}
     for model, declaration in every:
         if (other := names.setdefault(declaration.name, model)) is not model or (
             # Of one model Django refuses equal names, but for those that stand in a migration.
@@ -68,9 +69,10 @@ def _twice_announced(every: list[tuple[type[Model], Notify]]) -> Iterator[checks
             )
             continue
         for operation in declaration.on:
-            if declaration.when or (operation == UPDATE and declaration.watch):
+            # A truncate knows no rows, so no condition narrows it.
+            if (declaration.when and operation != TRUNCATE) or (operation == UPDATE and declaration.watch):
                 continue
-            first = said.setdefault((model, declaration.channel, operation), declaration)
+            first = said.setdefault((model, operation), declaration)
             if first is not declaration:
                 yield checks.Error(
                     _("%(model)s announces every %(operation)s twice: by Notify %(first)r and by Notify %(second)r.")
@@ -80,7 +82,7 @@ def _twice_announced(every: list[tuple[type[Model], Notify]]) -> Iterator[checks
                         "first": first.name,
                         "second": declaration.name,
                     },
-                    hint=_("Take it from on=... of one of them, or give one a when, a watch or a channel of its own."),
+                    hint=_("Take it from on=... of one of them, or say with when or watch what each is for."),
                     obj=model,
                     id="pgsignals.E006",
                 )
@@ -125,6 +127,14 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
                 obj=model,
                 id="pgsignals.E004",
             )
+    if not names_fit(declaration, model):
+        yield checks.Error(
+            _("Notify %(name)r on %(model)s: the names of the fields whose values travel leave no room for the values.")
+            % named,
+            hint=_("Name fewer fields: their names may have %(limit)d bytes together.") % {"limit": MAX_NAMES},
+            obj=model,
+            id="pgsignals.E008",
+        )
     if problem := _condition_problem(model, declaration):
         yield checks.Error(
             _("Notify %(name)r on %(model)s: its when cannot be asked of a row: %(problem)s.")

@@ -268,6 +268,43 @@ def test_no_two_notifications_are_equal(listener: Listener) -> None:
     assert [number for _, number in inserts] == [*range(1, len(inserts) // 3 + 1)] * 3
 
 
+def test_a_long_transaction_keeps_nothing_open(listener: Listener) -> None:
+    """An open cursor holds its memory: an import of a thousand small batches would need gigabytes."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        for _ in range(3):
+            Article.objects.bulk_create([Article(title="a"), Article(title="b")])
+            Article.objects.update(title="c")
+            Article.objects.all().delete()
+        cursor.execute("SELECT count(*) FROM pg_cursors WHERE statement LIKE '%%pgsignals%%'")
+        assert cursor.fetchone() == (0,)
+    assert len(listener.events()) == 3 * 6
+
+
+def test_a_big_value_that_did_not_change_is_not_read(listener: Listener) -> None:
+    """To compare it would cost far more than the update itself."""
+    if connection.pg_version < 170_000:
+        pytest.skip("NOT RUN: values known to be the same on disk, which PostgreSQL tells from 17 on")
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE shop_order ALTER note SET STORAGE EXTERNAL")
+        orders = Order.objects.bulk_create([Order(note="x" * 1_000_000), Order(note="y" * 1_000_000)])
+
+        def read() -> int:
+            cursor.execute("SELECT pg_stat_force_next_flush()")
+            cursor.execute(
+                "SELECT toast_blks_read + toast_blks_hit FROM pg_statio_user_tables WHERE relname = 'shop_order'"
+            )
+            return int(cursor.fetchone()[0])
+
+        listener.notifications()
+        before = read()
+        Order.objects.filter(pk=orders[0].pk).update(total=1)
+        Order.objects.update(total=2)
+        assert read() - before < 50
+        Order.objects.filter(pk=orders[0].pk).update(note="z" * 1_000_000)
+        assert read() - before > 100, "otherwise this test sees nothing"
+    assert [event.changed for event in listener.events()] == [{"total"}] * 3 + [{"note"}]
+
+
 BACK = {
     "ALTER TABLE shop_order DROP COLUMN state": "ALTER TABLE shop_order ADD state varchar(20) NOT NULL DEFAULT ''",
     "ALTER TABLE shop_order RENAME state TO other": "ALTER TABLE shop_order RENAME other TO state",

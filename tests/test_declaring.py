@@ -31,6 +31,7 @@ from django.test.utils import isolate_apps
 from pgsignals import Notify, PgEvent, on_pg_event, wire
 from pgsignals import checks as ours
 from pgsignals.signals import pg_event
+from pgsignals.triggers import rows as trigger_rows
 from pgsignals.triggers import sql, sync
 from pgsignals.triggers.declaration import declarations
 
@@ -534,7 +535,10 @@ def test_a_condition_cannot_ask_the_parents_table(monkeypatch: pytest.MonkeyPatc
 
 def test_a_condition_that_a_row_can_answer_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     for model, conditions in ((Thing, CONDITIONS.values()), (Restaurant, [Q(pk=1), Q(id=1), Q(place_ptr=1)])):
-        declared = [Notify(name=f"{model.__name__}_{number}", when=when) for number, when in enumerate(conditions)]
+        on = ("insert", "update", "delete")
+        declared = [
+            Notify(name=f"{model.__name__}_{number}", when=when, on=on) for number, when in enumerate(conditions)
+        ]
         monkeypatch.setattr(model._meta, "constraints", declared)
         assert ours.check_declarations([model._meta.app_config]) == []
 
@@ -865,6 +869,37 @@ def test_a_condition_casts_in_djangos_time_zone(declare: Declare, listener: List
     assert picked.pk
 
 
+def test_names_that_leave_no_room_for_values_are_refused_and_the_keys_still_travel(
+    monkeypatch: pytest.MonkeyPatch, declare: Declare, listener: Listener, warnings_of: Warned
+) -> None:
+    """Of a table with hundreds of columns."""
+    monkeypatch.setattr(trigger_rows, "MAX_NAMES", 50)
+    monkeypatch.setattr(Thing._meta, "constraints", [Notify(name="many", fields="__all__")])
+    assert only(ours.check_declarations([Thing._meta.app_config])).id == "pgsignals.E008"
+    monkeypatch.undo()
+    monkeypatch.setattr(trigger_rows, "MAX_NAMES", 50)
+    declare(Thing, fields="__all__")
+    thing = Thing.objects.create(title="a")
+    event = listener.event()
+    assert (event.pk, event.incomplete, event.new) == (thing.pk, False, None)
+    assert warnings_of[1] == []
+
+
+def test_nothing_in_the_writers_temporary_schema_passes_for_postgresqls_own(
+    declare: Declare, listener: Listener, warnings_of: Warned
+) -> None:
+    """A type there would run its checks with the rights of whoever writes."""
+    writer, heard = warnings_of
+    declare(Thing, when=Q(title__startswith="a") | Q(number__gt=1))
+    for name in ("text", "varchar", "numeric", "jsonb"):
+        writer.execute(f"CREATE DOMAIN pg_temp.{name} AS pg_catalog.{name} CHECK (VALUE IS NULL)")
+    row = Thing.objects.create(title="a", token=uuid.uuid4())
+    listener.notifications()
+    writer.execute("UPDATE declaring_thing SET title = 'ab' WHERE id = %s", [row.pk])
+    assert [event.changed for event in listener.events()] == [{"title", "upper"}]
+    assert heard == []
+
+
 def retyped(field: Any, types: dict[str, tuple[str, str]], listener: Listener, warnings_of: Warned) -> None:
     writer, heard = warnings_of
     alter = f'ALTER TABLE declaring_sample ALTER "{field.column}" TYPE'
@@ -1060,7 +1095,7 @@ def test_each_declaration_of_a_model_announces_by_itself(listener: Listener) -> 
 
 
 def test_two_declarations_of_the_same_operations_announce_twice(declare: Declare, listener: Listener) -> None:
-    """And the check says so; with a channel, a watch or a condition of its own the second is meant."""
+    """And the check says so; with a watch or a condition of its own the second is meant."""
     declare(Maker, name="first", fields=["name"])
     declare(Maker, name="second")
     Maker.objects.create(name="a")
@@ -1074,8 +1109,10 @@ def test_two_declarations_of_the_same_operations_announce_twice(declare: Declare
         ({"fields": "__all__"}, ["pgsignals.E006"]),
         ({"watch": ["name"]}, ["pgsignals.E006"]),
         ({"watch": ["name"], "on": ["update"]}, []),
-        ({"when": Q(name="a")}, []),
-        ({"channel": "makers"}, []),
+        ({"when": Q(name="a")}, ["pgsignals.E006"]),
+        ({"when": Q(name="a"), "on": ["insert", "update", "delete"]}, []),
+        ({"channel": "makers"}, ["pgsignals.E006"]),
+        ({"on": ["insert"], "when": Q()}, ["pgsignals.E006"]),
     ],
 )
 def test_the_check_refuses_to_announce_the_same_twice(

@@ -167,6 +167,24 @@ def test_the_optimizer_drops_what_undoes_itself() -> None:
     assert MigrationOptimizer().optimize([remove, changed], "fleet") == [remove, changed]
 
 
+@pytest.mark.parametrize(
+    "operation",
+    [
+        migrations.RenameModel("Plane", "Ship"),
+        migrations.RenameField("Plane", "ports", "calls"),
+        migrations.RemoveField("Plane", "ports"),
+        migrations.DeleteModel("Plane"),
+    ],
+)
+def test_the_optimizer_pulls_nothing_past_the_declaration_of_a_many_to_many_table(operation: Any) -> None:
+    """CreateModel would take it in, and then there were no `plane_ports` to declare."""
+    fields = [("id", models.BigAutoField(primary_key=True)), ("ports", models.ManyToManyField("fleet.port"))]
+    steps = [migrations.CreateModel("Plane", fields), CALLS, operation]
+    assert MigrationOptimizer().optimize(steps, "fleet") == steps
+    plain = MigrationOptimizer().optimize([steps[0], operation], "fleet")
+    assert len(plain) < 2, "otherwise this test sees nothing"
+
+
 # What the migrations together say.
 
 

@@ -16,6 +16,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connection, connections
 from django.test import override_settings
+from psycopg import sql
 
 from pgsignals import Notify, PgEvent, on_pg_event, publish
 from pgsignals.listening.connection import ListeningConnection, parameters
@@ -374,19 +375,33 @@ def test_rows_on_a_channel_of_their_own_are_not_on_ours() -> None:
 
 
 def test_a_comment_that_anybody_wrote_on_a_function_keeps_no_relay_from_listening() -> None:
+    """Whoever may create a function may write anything there."""
+    comments = [
+        "no JSON",
+        "[]",
+        "[" * 100_000,
+        '{"pgsignals": 1, "channel": 5}',
+        '{"channel": "x"}',
+        '{"pgsignals": 1, "channel": "\\ud800"}',
+        '{"pgsignals": 1, "channel": "' + "x" * 64 + '"}',
+        '{"pgsignals": 1, "channel": "pgsignals"}',
+        None,
+    ]
     with connect() as owner:
-        for number, comment in enumerate(["no JSON", "[]", '{"pgsignals": 1, "channel": 5}', '{"channel": "x"}']):
-            owner.execute(
-                f"CREATE FUNCTION pgsignals_odd_{number}() RETURNS int LANGUAGE sql AS 'SELECT 1'; "
-                f"COMMENT ON FUNCTION pgsignals_odd_{number}() IS '{comment}'"
-            )
-        owner.execute("CREATE FUNCTION pgsignals_odd_9() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        owner.execute("CREATE TABLE odd (id int)")
+        for number, comment in enumerate(comments):
+            function = f"pgsignals_odd_{number}()"
+            owner.execute(f"CREATE FUNCTION {function} RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'")
+            owner.execute(f"CREATE TRIGGER odd_{number} AFTER INSERT ON odd EXECUTE FUNCTION {function}")
+            if comment:
+                owner.execute(sql.SQL("COMMENT ON FUNCTION {} IS {}").format(sql.SQL(function), sql.Literal(comment)))
         try:
             with relaying() as running:
                 Customer.objects.create()
                 running.tap.events.wait()
         finally:
-            for number in (0, 1, 2, 3, 9):
+            owner.execute("DROP TABLE odd")
+            for number in range(len(comments)):
                 owner.execute(f"DROP FUNCTION pgsignals_odd_{number}()")
 
 

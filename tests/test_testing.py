@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import types
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from pgsignals import PgEvent, apublish, on_pg_event, publish
 from pgsignals.signals import pg_event
 from pgsignals.testing import CaptureError, capture_events
 
-from .conftest import Listener
+from .conftest import Listener, connect
 from .relaying import only_receivers_of_this_test
 from .shop import models as shop
 from .shop.models import Article, Customer, Order
@@ -206,6 +207,40 @@ def test_a_transaction_that_was_left_broken_is_told_with_the_remedy() -> None:
         capture_events(),
     ):
         transaction.set_rollback(True)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_another_roles_table_of_that_name_is_no_trap() -> None:
+    """A trigger on it would run with the rights of whoever writes: of a SECURITY DEFINER function, for example."""
+    role = f"mallory_{uuid.uuid4().hex[:8]}"
+    with connect() as admin:
+        admin.execute(f"CREATE ROLE {role}")
+        admin.execute(
+            "CREATE FUNCTION write_for_all() RETURNS void LANGUAGE sql SECURITY DEFINER "
+            "AS $$INSERT INTO shop_article (title) VALUES ('by the definer')$$"
+        )
+    try:
+        with connect() as mallory:
+            mallory.execute(f"SET ROLE {role}")
+            mallory.execute("CREATE TEMPORARY TABLE pgsignals_captured (channel text, payload text)")
+            mallory.execute(
+                "CREATE FUNCTION pg_temp.trap() RETURNS trigger LANGUAGE plpgsql "
+                "AS $$BEGIN RAISE EXCEPTION 'I am %', current_user; END$$"
+            )
+            mallory.execute(
+                "CREATE TRIGGER trap BEFORE INSERT ON pgsignals_captured FOR EACH ROW EXECUTE FUNCTION pg_temp.trap()"
+            )
+            mallory.execute("SET pgsignals.capture = 'on'")
+            notices: list[str] = []
+            mallory.add_notice_handler(lambda notice: notices.append(str(notice.message_primary)))
+            mallory.execute("SELECT write_for_all()")
+            assert notices == []
+            assert mallory.execute("SELECT count(*) FROM pgsignals_captured").fetchone() == (0,)
+    finally:
+        with connect() as admin:
+            admin.execute("DROP FUNCTION write_for_all()")
+            admin.execute(f"DROP ROLE {role}")
+    assert Article.objects.get().title == "by the definer"
 
 
 # Receivers.

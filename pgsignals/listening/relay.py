@@ -46,6 +46,9 @@ _MOST_LABELS = 100
 
 _OTHERS = ""
 
+_MOST_CHANNELS = 100
+"""Channels that are found in the database, where whoever may create a function may write more."""
+
 
 class RelayRefused(Exception):
     """A set-up that will not do, told at the start: not PostgreSQL, no such alias, a login that is refused."""
@@ -131,7 +134,14 @@ class Relay:
         """The channels on which installed triggers speak, also those of declarations that stand in migrations."""
         comments = await (await connection.execute(sync.CHANNELS)).fetchall()
         named = {sync.channel_of(comment) for (comment,) in comments} - {None, *self.channels}
-        return sorted(filter(None, named))
+        found = sorted(filter(None, named))
+        if len(found) > _MOST_CHANNELS:
+            logger.warning(
+                "Installed triggers speak on %d channels that nothing here names; %d of them are listened to.",
+                len(found),
+                _MOST_CHANNELS,
+            )
+        return found[:_MOST_CHANNELS]
 
     def _listens(self, connection: ListeningConnection, cause: str) -> None:
         now = datetime.now(UTC)

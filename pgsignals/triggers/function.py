@@ -36,10 +36,18 @@ def settings(declaration: Notify, model: type[Model], connection: BaseDatabaseWr
     # condition may need an extension's operators (citext, trigram): it sees what the migration's session sees.
     path = ["search_path = pg_catalog, pg_temp"]
     if declaration.when:
-        # What it casts to a date is the day of the zone in which Django would ask.
-        path = ["search_path FROM CURRENT", f"TimeZone = {literal(connection.timezone_name)}"]
+        # pg_temp comes last: a type in it could otherwise pass for one of PostgreSQL's own. What a condition casts to
+        # a date is the day of the zone in which Django would ask.
+        schemas = ", ".join(["pg_catalog", *map(connection.ops.quote_name, _schemas(connection)), "pg_temp"])
+        path = [f"search_path = {schemas}", f"TimeZone = {literal(connection.timezone_name)}"]
     pinned = dict.fromkeys([*path, *(kind.pinned for kind in kinds if kind.pinned)])
     return " ".join(f"SET {one}" for one in pinned)
+
+
+def _schemas(connection: BaseDatabaseWrapper) -> list[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT current_schemas(false)")
+        return list(cursor.fetchone()[0])
 
 
 def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
@@ -67,7 +75,8 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
         delete_entry=rows.entry(DELETE),
         same_key=rows.same_key(),
         changed_names=rows.changed_names(),
-        is_news=rows.is_news(),
+        unless_update_satisfied=_unless(rows.update_satisfied()),
+        unless_changed=_unless(rows.is_changed()),
         changed=rows.changed(),
         update_opening=rows.opening(UPDATE),
         update_entry=rows.entry(UPDATE),
@@ -153,10 +162,9 @@ BEGIN
                 SELECT * INTO STRICT $old FROM $old_rows;
                 SELECT * INTO STRICT $new FROM $new_rows;
                 CONTINUE WHEN ($same_key) IS NOT TRUE;
+                $unless_update_satisfied
                 listed := $changed_names;
-                IF ($is_news) IS NOT TRUE THEN
-                    RETURN NULL;
-                END IF;
+                $unless_changed
                 opening := $update_opening || $changed;
                 contents := $update_entry;
             ELSIF attempt = 1 AND TG_OP = 'DELETE' THEN
@@ -211,7 +219,11 @@ BEGIN
                 IF several THEN
                     IF place > octet_length(entries) THEN
                         FETCH texts INTO opening, entries;
-                        EXIT WHEN NOT FOUND;
+                        IF NOT FOUND THEN
+                            -- An open cursor would hold its memory until the end of the transaction.
+                            CLOSE texts;
+                            EXIT;
+                        END IF;
                         place := 1;
                     END IF;
                     taken := octet_length(entries) - place + 1;
@@ -239,9 +251,12 @@ BEGIN
                 IF contents IS NULL THEN
                     RAISE EXCEPTION 'a column is of another type than its field';
                 END IF;
-                IF current_setting('pgsignals.capture', true) = 'on' AND to_regclass('pg_temp.$captured') IS NOT NULL
-                THEN
-                    INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
+                IF current_setting('pgsignals.capture', true) = 'on' THEN
+                    -- Of another role it could be a trap: what hangs on it would run with the rights of ours.
+                    IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('pg_temp.$captured')
+                            AND pg_get_userbyid(relowner) = current_user) THEN
+                        INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
+                    END IF;
                 END IF;
                 PERFORM pg_notify($channel, contents);
                 EXIT WHEN several IS NOT TRUE;

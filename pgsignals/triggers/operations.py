@@ -52,7 +52,11 @@ class _NotifyOperation(Operation):
             # Adding and removing the same undo each other.
             undone = type(operation) is not type(self) and operation.declaration == self.declaration
             return [] if undone else False
-        return super().reduce(operation, app_label) or not operation.references_model(*self.model.split(".")[::-1])
+        app, name = self.model.split(".")
+        if "_" in name and not isinstance(operation, _NotifyOperation):
+            # Perhaps a many-to-many table: an operation on the model that it belongs to would not know of it.
+            return super().reduce(operation, app_label)
+        return super().reduce(operation, app_label) or not operation.references_model(name, app)
 
     def _add(self, schema_editor: BaseDatabaseSchemaEditor, apps: Apps) -> None:
         if model := self._table_of(schema_editor, apps):

@@ -50,14 +50,21 @@ _BLOCK = 1_000_000
 _NARROW = 1000
 """Bytes. Entries that can never be wider fit into any room."""
 
-_MAX_CHANGED = 3000
-"""Bytes for the names of the changed fields in a payload; a longer list is left out and the event is incomplete."""
+MAX_NAMES = 3000
+"""Bytes for the names of fields in a payload. A longer list of those that changed is left out, and the event is
+incomplete; a longer list of those that travel is refused by a check, and nothing travels."""
 
 _MASK_BITS = 62
 """Fields whose being changed fits into one bigint."""
 
 _HUGE = 8000
 """Bytes. A stored value of this size cannot fit, and writing a gigabyte as JSON could exhaust memory."""
+
+_TOASTED = 2000
+"""Bytes. PostgreSQL keeps bigger values outside of the row (TOAST_TUPLE_THRESHOLD)."""
+
+_TELLS_TOAST = 170_000
+"""The first version of PostgreSQL with pg_column_toast_chunk_id."""
 
 # What an update did to a row, where it did not merely change fields.
 _KEY_LEFT, _KEY_CAME = -2, -1
@@ -73,6 +80,11 @@ def json_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def names_fit(declaration: Notify, model: type[Model]) -> bool:
+    """Whether the names of the fields that travel leave room for their values."""
+    return len(_names(travelling(declaration, model)).encode()) <= MAX_NAMES
+
+
 class Rows:
     """What the function says of the rows of one model."""
 
@@ -81,7 +93,7 @@ class Rows:
         self.model = model
         self.connection = connection
         self.keys = key_fields(model)
-        self.fields = travelling(declaration, model) if declaration else []
+        self.fields = travelling(declaration, model) if declaration and names_fit(declaration, model) else []
         self.watched = found(model, declaration.watch) if declaration else []
         self.when = declaration.when if declaration else None
         self.compared = columns(model) if declaration else []
@@ -92,7 +104,7 @@ class Rows:
     @property
     def reserved(self) -> int:
         """Bytes of a payload that hold neither head nor rows."""
-        changed = min(len(_names(self.compared).encode()), _MAX_CHANGED)
+        changed = min(len(_names(self.compared).encode()), MAX_NAMES)
         return len(self.common.encode()) + changed + len(',"o":"u","c":[],"n":9223372036854775807,"r":[]}')
 
     @property
@@ -127,10 +139,13 @@ class Rows:
         ]
         return " || ".join(tests) or "''"
 
-    def is_news(self) -> str:
-        """Whether an update of a row, whose changed names are in the variable `listed`, is to be announced."""
-        differs = self._watched_differ() or f"(listed <> '' OR {OLD} *<> {NEW})"
-        return _all(filter(None, [differs, self.satisfied(UPDATE)]))
+    def update_satisfied(self) -> str:
+        """Whether an update of the row is to be announced, by what is watched and by the condition; empty where any."""
+        return _all(filter(None, [self._watched_differ(), self.satisfied(UPDATE)]))
+
+    def is_changed(self) -> str:
+        """Whether the row, whose changed names are in `listed`, has changed; empty where that was asked already."""
+        return "" if self.watched else f"listed <> '' OR {OLD} *<> {NEW}"
 
     # Of many rows: queries, that give openings with texts of entries.
 
@@ -271,7 +286,7 @@ class Rows:
         null where nothing is listed (a column that this function does not know has changed), or too much.
         """
         return (
-            f"""',"c":' || CASE WHEN listed = '' OR octet_length(listed) > {_MAX_CHANGED} THEN 'null' """
+            f"""',"c":' || CASE WHEN listed = '' OR octet_length(listed) > {MAX_NAMES} THEN 'null' """
             "ELSE '[' || substr(listed, 2) || ']' END"
         )
 
@@ -288,9 +303,15 @@ class Rows:
     def _differs(self, field: Field[Any, Any]) -> str:
         old, new = (f"{alias}.{self._column(field)}" for alias in (OLD, NEW))
         if self._kind(field).comparable and not getattr(field, "db_collation", None):
-            return f"{old} IS DISTINCT FROM {new}"
-        # Compared byte by byte: a column may be of a type that has no =, such as json.
-        return f"record_image_ne(ROW({old}), ROW({new}))"
+            differs = f"{old} IS DISTINCT FROM {new}"
+        else:
+            # Compared byte by byte: a column may be of a type that has no =, such as json.
+            differs = f"record_image_ne(ROW({old}), ROW({new}))"
+        version: int = self.connection.pg_version  # type: ignore[attr-defined]
+        if (self._kind(field).width or _TOASTED) < _TOASTED or version < _TELLS_TOAST:
+            return differs
+        # A big value that an update left alone is the same one on disk, and need not be read.
+        return f"({_are_two_on_disk(old, new)} AND {differs})"
 
     def _key_columns(self) -> list[str]:
         return [self._column(field) for field in self.keys]
@@ -327,6 +348,11 @@ class Rows:
 _BASE_TYPE = (
     "coalesce((SELECT nullif(typbasetype, 0) FROM pg_type WHERE oid = pg_typeof({column})), pg_typeof({column}))"
 )
+
+
+def _are_two_on_disk(old: str, new: str) -> str:
+    """Whether two values are not one that is kept outside of the row."""
+    return f"(pg_column_toast_chunk_id({old}) = pg_column_toast_chunk_id({new})) IS NOT TRUE"
 
 
 def _all(tests: Iterable[str]) -> str:

@@ -7,7 +7,6 @@ amiss is reported, and repaired only by `manage.py pgsignals sync`.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from django.apps import apps as global_apps
 from django.db import DatabaseError, connections, router, transaction
 
+from .. import wire
+from ..publishing import check_channel
 from . import sql, tracked
 from .declaration import Notify, declarations
 
@@ -91,16 +92,21 @@ def declared_channels() -> set[str]:
 # What is installed.
 
 CHANNELS = f"""
-SELECT pg_catalog.obj_description(oid, 'pg_proc') FROM pg_catalog.pg_proc
-WHERE proname LIKE '{sql.PREFIX}%'
+SELECT DISTINCT pg_catalog.obj_description(p.oid, 'pg_proc') FROM pg_catalog.pg_proc p
+JOIN pg_catalog.pg_trigger t ON t.tgfoid = p.oid JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+WHERE p.proname LIKE '{sql.PREFIX}%' AND c.relpersistence <> 't'
 """
-"""A query for the comments of our functions, in whatever schema; `channel_of` reads them."""
+"""A query for the comments of our functions, in whatever schema, that triggers call; `channel_of` reads them."""
 
 
 def channel_of(comment: str | None) -> str | None:
-    """The channel on which an installed function speaks, where that is one of its own."""
+    """The channel on which an installed function speaks, where that is one of its own that can be listened to."""
     channel = _read(comment).get("channel")
-    return channel if isinstance(channel, str) and channel else None
+    try:
+        check_channel(channel)  # type: ignore[arg-type]
+    except ValueError:
+        return None
+    return channel
 
 
 def compare(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> list[Status]:
@@ -154,9 +160,10 @@ ORDER BY p.proname
 
 
 def _read(comment: str | None) -> dict[str, Any]:
+    # Whoever may create a function may write anything there.
     try:
-        said = json.loads(comment or "")
-    except ValueError:
+        said = wire.parse_json(comment or "")
+    except wire.WireError:
         return {}
     return said if isinstance(said, dict) and "pgsignals" in said else {}
 
