@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from django.apps import AppConfig, apps
@@ -12,6 +13,7 @@ from django.core import checks
 from django.core.exceptions import FieldDoesNotExist
 from django.core.management import get_commands
 from django.db import DatabaseError, connections
+from django.db.migrations.exceptions import BadMigrationError, CircularDependencyError, NodeNotFoundError
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
 from django.utils.translation import gettext as _
@@ -47,9 +49,17 @@ def _every_declaration() -> Iterator[tuple[type[Model], Notify]]:
     for model in apps.get_models(include_auto_created=True):
         for declaration in declarations(model):
             yield model, declaration
-    for label, declaration in tracked.on_disk().values():
+    for label, declaration in _tracked().values():
         if (found := _model(label)) is not None:
             yield found, declaration
+
+
+def _tracked() -> tracked.Tracked:
+    try:
+        return tracked.on_disk()
+    except (BadMigrationError, NodeNotFoundError, CircularDependencyError):
+        # Django's own commands say so, with what helps; a check must not stand in their way.
+        return {}
 
 
 def _twice_announced(every: list[tuple[type[Model], Notify]]) -> Iterator[checks.CheckMessage]:
@@ -184,16 +194,21 @@ def _field_names(model: type[Model]) -> list[str]:
 @checks.register(checks.Tags.models)
 def check_receivers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Receivers that would never be called. Each message names the receiver's place and the model's."""
+    announced: dict[type[Model], set[str]] = defaultdict(set)
+    for model, declaration in _every_declaration():
+        announced[model].update(declaration.on)
     return [
         message
         for receiver in registry
         for condition in receiver.conditions
         if condition.channel is None
-        for message in _receiver_problems(receiver, condition)
+        for message in _receiver_problems(receiver, condition, announced)
     ]
 
 
-def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[checks.CheckMessage]:
+def _receiver_problems(
+    receiver: Receiver, condition: Condition, every: Mapping[type[Model], set[str]]
+) -> Iterator[checks.CheckMessage]:
     named = {"receiver": receiver.name, "place": receiver.place}
     model = _find_model(condition)
     if model is None:
@@ -206,7 +221,7 @@ def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[che
         )
         return
     named |= {"model": model._meta.label, "where": _place_of(model)}
-    announced = {operation for declaration in _declarations_of(model) for operation in declaration.on}
+    announced = every.get(model._meta.concrete_model or model, set())
     if not announced:
         yield checks.Error(
             _("The receiver %(receiver)s (%(place)s) waits for %(model)s (%(where)s), which announces nothing.")
@@ -244,13 +259,6 @@ def _receiver_problems(receiver: Receiver, condition: Condition) -> Iterator[che
             obj=receiver.name,
             id="pgsignals.E013",
         )
-
-
-def _declarations_of(model: type[Model]) -> list[Notify]:
-    # The migrations are read where nothing else is found: that takes a while.
-    return declarations(model) or [
-        declaration for label, declaration in tracked.on_disk().values() if label == model._meta.label_lower
-    ]
 
 
 def _find_model(condition: Condition) -> type[Model] | None:
@@ -400,6 +408,16 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
                 )
                 % named,
                 id="pgsignals.W043",
+            )
+        if not row.unique:
+            yield checks.Warning(
+                _("Nothing in the database keeps the key of %(table)s unique, which Notify %(row)s announces.") % named,
+                hint=_(
+                    "Old and new rows of an update are paired by the key: each of several rows with the same key is "
+                    "paired with all of them. Add a unique index, or leave updates out of on=..."
+                ),
+                obj=model,
+                id="pgsignals.W045",
             )
         if row.partitioned:
             yield checks.Warning(

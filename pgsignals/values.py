@@ -119,7 +119,9 @@ def _interval(column: str) -> str:
     parts = (f"extract(year FROM {column})", f"extract(month FROM {column})", f"extract(day FROM {column})")
     micro = f"(extract(hour FROM {column}) * 60 + extract(minute FROM {column})) * 60000000"
     whole = [*parts, f"{micro} + extract(microsecond FROM {column})"]
-    return "('[' || " + " || ',' || ".join(f"({part})::bigint" for part in whole) + " || ']')"
+    parts_of = "'[' || " + " || ',' || ".join(f"({part})::bigint" for part in whole) + " || ']'"
+    # From PostgreSQL 17 on an interval may be infinite, which Python's timedelta cannot.
+    return f"(CASE WHEN isfinite({column}) THEN {parts_of} ELSE {_as_text(column)} END)"
 
 
 def _read_interval(raw: list[int]) -> timedelta:

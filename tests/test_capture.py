@@ -280,6 +280,26 @@ def test_a_long_transaction_keeps_nothing_open(listener: Listener) -> None:
     assert len(listener.events()) == 3 * 6
 
 
+def test_a_long_transaction_of_single_writes_takes_little_memory(listener: Listener) -> None:
+    """A notification that is sent inside a subtransaction keeps 8 kB of the server's memory until the end."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        for _ in range(100):
+            cursor.execute("INSERT INTO shop_customer (name) VALUES ('a')")
+        cursor.execute(
+            "SELECT coalesce(sum(total_bytes), 0) FROM pg_backend_memory_contexts WHERE name = 'CurTransactionContext'"
+        )
+        assert cursor.fetchone()[0] < 200_000
+    assert len(listener.events()) == 100
+
+
+@pytest.mark.django_db
+def test_no_query_of_the_trigger_is_compiled() -> None:
+    """Where PostgreSQL has JIT, the many expressions of a wide table would be compiled in each statement: seconds."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT proname FROM pg_proc WHERE proname LIKE 'pgsignals%' AND 'jit=off' <> ALL (proconfig)")
+        assert cursor.fetchall() == []
+
+
 def test_a_big_value_that_did_not_change_is_not_read(listener: Listener) -> None:
     """To compare it would cost far more than the update itself."""
     if connection.pg_version < 170_000:

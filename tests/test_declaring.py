@@ -856,6 +856,24 @@ def test_a_column_of_a_domain_is_of_the_type_that_it_is_made_of(
     assert heard == []
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_infinite_interval_leaves_an_event_that_is_complete(
+    declare: Declare, listener: Listener, warnings_of: Warned, rows: int
+) -> None:
+    """Python's timedelta knows none; who reads the value gets what a query would raise."""
+    if connection.pg_version < 170_000:
+        pytest.skip("NOT RUN: infinite intervals, which are new in PostgreSQL 17")
+    writer, heard = warnings_of
+    declare(Thing, fields=["number", "lasts"])
+    things = Thing.objects.bulk_create([Thing(token=uuid.uuid4()) for _ in range(rows)])
+    listener.notifications()
+    writer.execute("UPDATE declaring_thing SET lasts = '-infinity'")
+    assert [(one["r"][0][0], one["r"][0][2], one.get("i")) for one in said(listener)] == [
+        (things[0].pk, [0, "-infinity"], None)
+    ]
+    assert heard == []
+
+
 def test_a_condition_casts_in_djangos_time_zone(declare: Declare, listener: Listener) -> None:
     """What day a moment is on does not depend on the writer's session."""
     declare(Thing, when=Q(Exact(Cast("moment", models.DateField()), date(2026, 7, 10))))

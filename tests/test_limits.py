@@ -496,6 +496,20 @@ def test_writes_to_a_parent_that_reach_inherited_rows_are_seen(make: Make, liste
     assert brief(listener.events()) == [("update", 1, "a", "b"), ("delete", 1, "b", None)]
 
 
+def test_rows_with_the_same_key_are_paired_with_each_other(make: Make, listener: Listener) -> None:
+    make(*INHERITED)
+    run(
+        "INSERT INTO limits_heir (id, name) VALUES (1, 'a')",
+        "INSERT INTO limits_thing (id, name) VALUES (1, 'b')",
+    )
+    listener.events()
+    run("UPDATE limits_thing SET name = name || '!'")
+    heard = [
+        (event.pk, event.old and event.old["name"], event.new and event.new["name"]) for event in listener.events()
+    ]
+    assert sorted(map(str, heard)) == sorted(map(str, [(1, "a", "a!"), (1, "a", "b!"), (1, "b", "a!"), (1, "b", "b!")]))
+
+
 def test_writes_straight_into_an_inheriting_table_are_not_seen(make: Make, listener: Listener) -> None:
     make(*INHERITED)
     run(

@@ -236,6 +236,38 @@ def test_what_happens_to_a_model_happens_to_its_declaration(steps: list[Any], ex
     assert collected(*steps) == expected
 
 
+@pytest.mark.parametrize(("declares", "renames"), [("shop", "kinds"), ("kinds", "shop")])
+def test_a_model_is_followed_whatever_the_apps_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declares: str, renames: str
+) -> None:
+    """The renaming app knows nothing of the declaring one, and may come before it in every list."""
+    packages = {}
+    for app in (declares, renames):
+        package = tmp_path / f"walked_{declares}_{app}"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        packages[app] = package
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(app: str, name: str, operations: list[Any], dependencies: list[tuple[str, str]]) -> None:
+        attributes = {"operations": operations, "dependencies": dependencies}
+        made = type("Migration", (migrations.Migration,), attributes)
+        (packages[app] / f"{name}.py").write_text(MigrationWriter(made(name, app)).as_string())
+
+    fields = [("id", models.BigAutoField(primary_key=True)), ("a", models.TextField())]
+    write(renames, "0001_initial", [migrations.CreateModel("Plane", fields)], [])
+    write(declares, "0001_track", [AddNotify(f"{renames}.Plane", EVENTS)], [(renames, "0001_initial")])
+    write(
+        renames,
+        "0002_rename",
+        [migrations.RenameModel("Plane", "Ship"), migrations.RenameField("Ship", "a", "b")],
+        [(renames, "0001_initial")],
+    )
+    with override_settings(MIGRATION_MODULES={app: package.name for app, package in packages.items()}):
+        ((label, declaration),) = tracked.on_disk().values()
+    assert (label, declaration.fields) == (f"{renames}.ship", ("b",))
+
+
 # The command, and everything else, with an app of migrations that announce auth's models.
 
 
@@ -355,6 +387,8 @@ def test_a_receiver_may_wait_for_what_is_tracked(accounts: SimpleNamespace) -> N
         assert [one.id for one in checks.check_receivers(None)] == ["pgsignals.E011"]
         accounts.run("track", "auth.Group", "--app", "kinds", "--on", "insert")
         assert [one.id for one in checks.check_receivers(None)] == ["pgsignals.E013"]
+        accounts.run("track", "auth.Group", "--app", "kinds", "--on", "update", "--name", "group_updates")
+        assert checks.check_receivers(None) == []
 
 
 def test_a_declaration_that_is_there_twice_is_refused(accounts: SimpleNamespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -433,6 +434,57 @@ def test_each_schema_has_its_own_function_and_triggers(plane: Fleet, listener: L
     ]
 
 
+@pytest.mark.parametrize("others", ["", ", (1)"])
+def test_a_key_that_equals_another_and_is_not_the_same_has_changed(
+    fleet: Fleet, listener: Listener, others: str
+) -> None:
+    """As text under a collation that ignores case; and 0.0 and -0.0."""
+    project = ProjectState()
+    project.add_model(
+        ModelState(
+            "fleet",
+            "plane",
+            [("id", models.FloatField(primary_key=True)), ("a", models.TextField(default=""))],
+            options={"constraints": [Notify(name="plane_events")]},
+        )
+    )
+    fleet.apply(change(ProjectState(), project))
+    with connect() as writer:
+        writer.execute(f"INSERT INTO fleet_plane (id, a) SELECT id, '' FROM (VALUES (0){others}) AS t (id)")
+        listener.notifications()
+        writer.execute("UPDATE fleet_plane SET id = CASE id WHEN 0 THEN '-0'::float8 ELSE id END")
+    told = [re.sub(r'.*"o":"(.)".*"r":(.*)}', r"\1 \2", one.payload) for one in listener.notifications()]
+    assert told == ["d [[0]]", "i [[-0]]"]
+
+
+@pytest.mark.usefixtures("_all_databases")
+def test_another_name_for_the_same_database_is_no_reason_to_drop_everything() -> None:
+    """A router says that the alias has no tables of ours; its database has them all the same."""
+    connections.databases["again"] = {**connection.settings_dict}
+    try:
+        with override_settings(DATABASE_ROUTERS=[NothingIn("again")]):
+            unblock("again")
+            rows = sync.compare("again")
+            assert {row.state for row in rows} == {"orphan"}
+            assert {row.detail for row in rows} == {"a router keeps its model from this database"}
+            assert sync.repair("again", prune=True) == []
+    finally:
+        connections["again"].close()
+        del connections["again"]
+        del connections.databases["again"]
+    assert {row.state for row in sync.compare("default")} == {"installed"}
+
+
+class NothingIn:
+    """No table of any app is in one database."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+
+    def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
+        return False if db == self.alias else None
+
+
 def test_a_trigger_that_was_disabled_is_missing_and_sync_enables_it() -> None:
     with connect() as writer:
         writer.execute("ALTER TABLE shop_article DISABLE TRIGGER pgsignals_shop_article_events_upd")
@@ -460,6 +512,36 @@ def test_a_trigger_too_many_is_outdated_and_sync_drops_it(listener: Listener) ->
     sync.repair("default")
     assert "pgsignals_token_events_tru" not in installed()["shop_token"]
     assert {row.state for row in sync.compare("default")} == {"installed"}
+
+
+def test_a_function_that_a_stranger_made_before_is_not_taken_for_ours(fleet: Fleet) -> None:
+    """Who owns it could replace it later, and every writer would run what it says."""
+    fleet.apply(change(ProjectState(), state(plane=[])))
+    role = f"mallory_{uuid.uuid4().hex[:8]}"
+    with connect() as admin:
+        admin.execute(f"CREATE ROLE {role}")
+        admin.execute(f"GRANT CREATE ON SCHEMA public TO {role}")
+        admin.execute(f"SET ROLE {role}")
+        admin.execute(
+            "CREATE FUNCTION pgsignals_plane_events() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+        )
+        admin.execute("RESET ROLE")
+        try:
+            with pytest.raises(DatabaseError, match=f"there is a function .* of another role, {role}") as raised:
+                fleet.apply(change(state(plane=[]), state(plane=[EVENTS])))
+            assert "ALTER FUNCTION" in str(raised.value)
+            admin.execute("DROP FUNCTION pgsignals_plane_events()")
+            fleet.state = state(plane=[])
+            fleet.apply(change(state(plane=[]), state(plane=[EVENTS])))
+            assert states(fleet) == {"plane_events": "installed"}
+            admin.execute(f"ALTER FUNCTION pgsignals_plane_events() OWNER TO {role}")
+            row = next(row for row in sync.compare("default", fleet.state.apps, {}) if row.name == "plane_events")
+            assert row.state == "outdated", row
+            assert f"its function belongs to the role '{role}', who can replace it" in row.detail
+        finally:
+            admin.execute("DROP FUNCTION IF EXISTS pgsignals_plane_events() CASCADE")
+            admin.execute(f"DROP OWNED BY {role}")
+            admin.execute(f"DROP ROLE {role}")
 
 
 def test_what_one_role_may_not_repair_keeps_nothing_else_from_it(caplog: pytest.LogCaptureFixture) -> None:

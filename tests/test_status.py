@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
+from django.db.migrations.exceptions import NodeNotFoundError
 from django.test import override_settings
 
 from pgsignals import checks
@@ -85,6 +86,18 @@ def test_status_with_check_fails_unless_all_is_as_declared() -> None:
         run("status", "--check")
     run("sync", "--prune")
     run("status", "--check")
+
+
+def test_another_projects_triggers_are_shown_and_fail_no_check() -> None:
+    with connect() as writer:
+        writer.execute(
+            "CREATE FUNCTION pgsignals_theirs() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+            """COMMENT ON FUNCTION pgsignals_theirs() IS '{"pgsignals": 1, "model": "theirs.thing"}'"""
+        )
+        try:
+            assert "theirs.thing" in run("status", "--check")
+        finally:
+            writer.execute("DROP FUNCTION pgsignals_theirs()")
 
 
 @pytest.mark.usefixtures("_amiss")
@@ -171,6 +184,36 @@ def test_a_partitioned_table_is_warned_of() -> None:
             writer.execute("DROP TABLE shop_token")
             writer.execute("ALTER TABLE shop_token_kept RENAME TO shop_token")
     assert {row.state for row in sync.compare("default")} == {"installed"}
+
+
+def test_a_key_that_the_database_does_not_keep_unique_is_warned_of() -> None:
+    with connect() as writer:
+        writer.execute("ALTER TABLE shop_token DROP CONSTRAINT shop_token_pkey")
+        try:
+            (said,) = found()
+            assert said[0] == "pgsignals.W045"
+            assert "keeps the key of shop_token unique" in said[1]
+            writer.execute("CREATE UNIQUE INDEX token_partly ON shop_token (id) WHERE label <> ''")
+            assert [one for one, _ in found()] == ["pgsignals.W045"], "not of all rows"
+            writer.execute("CREATE UNIQUE INDEX token_whole ON shop_token (id)")
+            assert found() == []
+            writer.execute("CREATE TABLE heir () INHERITS (shop_token)")
+            assert [one for one, _ in found()] == ["pgsignals.W045"], "the heir may repeat a key"
+        finally:
+            writer.execute("DROP TABLE IF EXISTS heir")
+            writer.execute("DROP INDEX IF EXISTS token_partly, token_whole")
+            writer.execute("ALTER TABLE shop_token ADD PRIMARY KEY (id)")
+    assert found() == []
+
+
+def test_migrations_that_cannot_be_read_leave_the_checks_to_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`makemigrations` and the like run the checks first; what is wrong they say themselves."""
+
+    def broken() -> Any:
+        raise NodeNotFoundError("a migration that is not there", ("shop", "0001"))
+
+    monkeypatch.setattr("pgsignals.triggers.tracked.on_disk", broken)
+    assert checks.check_declarations(None) == []
 
 
 def test_on_another_vendors_database_the_command_says_so() -> None:

@@ -3,8 +3,8 @@
 The write must never fail because of us. So there are several attempts, each in a subtransaction of its own: the short
 way for a single row; all that was declared, of any number of rows; keys only; and one event that says no more than
 "something in this table changed". From the second on, an attempt that fails (a column is gone, or something that
-nobody thought of) leaves a WARNING that says what to do. The first ends quietly where there are more rows than one
-(STRICT raises then), where the key changed, and where the table was changed during the session.
+nobody thought of) leaves a WARNING that says what to do. The first ends quietly where there is not one row (STRICT
+raises then), where the key changed, and where the table was changed during the session.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def settings(declaration: Notify, model: type[Model], connection: BaseDatabaseWr
         # a date is the day of the zone in which Django would ask.
         schemas = ", ".join(["pg_catalog", *map(connection.ops.quote_name, _schemas(connection)), "pg_temp"])
         path = [f"search_path = {schemas}", f"TimeZone = {literal(connection.timezone_name)}"]
-    pinned = dict.fromkeys([*path, *(kind.pinned for kind in kinds if kind.pinned)])
+    # With many columns PostgreSQL takes the query for one that is worth compiling, for seconds in each statement.
+    pinned = dict.fromkeys([*path, "jit = off", *(kind.pinned for kind in kinds if kind.pinned)])
     return " ".join(f"SET {one}" for one in pinned)
 
 
@@ -57,11 +58,11 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
     return _BODY.substitute(
         head=literal(f'{{"v":{wire.VERSION},"d":{json_text(declaration.name)},"s":'),
         label=literal(f',"m":{json_text(model._meta.label_lower)}'),
-        channel=literal(declaration.channel or wire.CHANNEL),
+        finish=_FINISH.substitute(limit=wire.MAX_PAYLOAD),
+        send=_SEND.substitute(captured=CAPTURED, channel=literal(declaration.channel or wire.CHANNEL)),
         limit=wire.MAX_PAYLOAD,
         reserved=rows.reserved,
         max_context=MAX_CONTEXT,
-        captured=CAPTURED,
         separator=SEPARATOR,
         old_rows=OLD_ROWS,
         new_rows=NEW_ROWS,
@@ -107,6 +108,29 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
 def _unless(satisfied: str) -> str:
     return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
 
+
+# What makes of `contents` a payload.
+_FINISH = Template("""
+    -- PostgreSQL folds equal payloads of one transaction into one: time and number make each its own.
+    number := coalesce(number, 0) + 1;
+    contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
+    IF contents IS NULL THEN
+        RAISE EXCEPTION 'a column is of another type than its field';
+    ELSIF octet_length(contents) > $limit THEN
+        RAISE EXCEPTION 'a value is wider than its column may be';
+    END IF;
+""")
+
+_SEND = Template("""
+    IF current_setting('pgsignals.capture', true) = 'on' THEN
+        -- Of another role it could be a trap: what hangs on it would run with the rights of ours.
+        IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('pg_temp.$captured')
+                AND pg_get_userbyid(relowner) = current_user) THEN
+            INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
+        END IF;
+    END IF;
+    PERFORM pg_notify($channel, contents);
+""")
 
 # PL/pgSQL prepares each of its expressions anew in each transaction, so on the way of a single row there are few.
 _BODY = Template("""
@@ -188,7 +212,9 @@ BEGIN
                 ELSE
                     SELECT count(*) INTO written FROM (SELECT FROM $new_rows LIMIT $many + 1) AS some_rows;
                 END IF;
-                IF attempt = 3 THEN
+                IF written = 0 THEN
+                    RETURN NULL;
+                ELSIF attempt = 3 THEN
                     IF TG_OP = 'INSERT' THEN
                         OPEN texts FOR $key_inserts;
                     ELSIF TG_OP = 'DELETE' THEN
@@ -215,14 +241,16 @@ BEGIN
                     OPEN texts FOR $updates;
                 END IF;
             END IF;
-            LOOP
-                IF several THEN
+            IF several IS NOT TRUE THEN
+                $finish
+            ELSE
+                LOOP
                     IF place > octet_length(entries) THEN
                         FETCH texts INTO opening, entries;
                         IF NOT FOUND THEN
                             -- An open cursor would hold its memory until the end of the transaction.
                             CLOSE texts;
-                            EXIT;
+                            RETURN NULL;
                         END IF;
                         place := 1;
                     END IF;
@@ -244,28 +272,12 @@ BEGIN
                     contents := convert_from(substring(entries FROM place FOR taken), getdatabaseencoding());
                     contents := replace(contents, $separator, ',');
                     place := place + taken + 1;
-                END IF;
-                -- PostgreSQL folds equal payloads of one transaction into one: time and number make each its own.
-                number := coalesce(number, 0) + 1;
-                contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
-                IF contents IS NULL THEN
-                    RAISE EXCEPTION 'a column is of another type than its field';
-                END IF;
-                IF current_setting('pgsignals.capture', true) = 'on' THEN
-                    -- Of another role it could be a trap: what hangs on it would run with the rights of ours.
-                    IF EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('pg_temp.$captured')
-                            AND pg_get_userbyid(relowner) = current_user) THEN
-                        INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
-                    END IF;
-                END IF;
-                PERFORM pg_notify($channel, contents);
-                EXIT WHEN several IS NOT TRUE;
-            END LOOP;
-            RETURN NULL;
-        EXCEPTION
-        WHEN no_data_found THEN
-            RETURN NULL;
-        WHEN OTHERS THEN
+                    $finish
+                    $send
+                END LOOP;
+            END IF;
+        EXCEPTION WHEN OTHERS THEN
+            contents := NULL;
             IF attempt > 1 THEN
                 GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
                 RAISE WARNING 'pgsignals: trigger % cannot say all about this % of %.%: % (%)',
@@ -274,6 +286,11 @@ BEGIN
                 remedy := NULL;
             END IF;
         END;
+        IF contents IS NOT NULL THEN
+            -- Out here: a notification that was sent in a subtransaction keeps 8 kB until the end of the transaction.
+            $send
+            RETURN NULL;
+        END IF;
     END LOOP;
     RETURN NULL;
 END

@@ -92,6 +92,7 @@ class Rows:
         """Without a declaration: for the trigger that is behind its table, and trusts in the key's columns alone."""
         self.model = model
         self.connection = connection
+        self._kinds: dict[Field[Any, Any], Kind] = {}
         self.keys = key_fields(model)
         self.fields = travelling(declaration, model) if declaration and names_fit(declaration, model) else []
         self.watched = found(model, declaration.watch) if declaration else []
@@ -128,8 +129,11 @@ class Rows:
         return self._satisfied(self._old_or_new(operation))
 
     def same_key(self) -> str:
-        """Whether an update left the key as it was."""
-        return _all(f"{OLD}.{key} = {NEW}.{key}" for key in self._key_columns())
+        """Whether an update left the key as it was, byte for byte."""
+        tests = [f"{OLD}.{key} = {NEW}.{key}" for key in self._key_columns()]
+        # Where = takes two keys for one, such as 'a' and 'A'. The join needs the = all the same.
+        exact = [self._differs(field) for field in self.keys if not self._is_told_by_equality(field)]
+        return _all([*tests, *(f"NOT {differs}" for differs in exact)])
 
     def changed_names(self) -> str:
         """The names of the fields that differ, each after a comma."""
@@ -302,7 +306,7 @@ class Rows:
 
     def _differs(self, field: Field[Any, Any]) -> str:
         old, new = (f"{alias}.{self._column(field)}" for alias in (OLD, NEW))
-        if self._kind(field).comparable and not getattr(field, "db_collation", None):
+        if self._is_told_by_equality(field):
             differs = f"{old} IS DISTINCT FROM {new}"
         else:
             # Compared byte by byte: a column may be of a type that has no =, such as json.
@@ -312,6 +316,9 @@ class Rows:
             return differs
         # A big value that an update left alone is the same one on disk, and need not be read.
         return f"({_are_two_on_disk(old, new)} AND {differs})"
+
+    def _is_told_by_equality(self, field: Field[Any, Any]) -> bool:
+        return self._kind(field).comparable and not getattr(field, "db_collation", None)
 
     def _key_columns(self) -> list[str]:
         return [self._column(field) for field in self.keys]
@@ -338,7 +345,9 @@ class Rows:
         return f"coalesce({self._kind(field).sql(f'{alias}.{self._column(field)}')}, 'null')"
 
     def _kind(self, field: Field[Any, Any]) -> Kind:
-        return field_kind(field, self.connection)
+        if field not in self._kinds:
+            self._kinds[field] = field_kind(field, self.connection)
+        return self._kinds[field]
 
     def _column(self, field: Field[Any, Any]) -> str:
         return self.connection.ops.quote_name(str(field.column))

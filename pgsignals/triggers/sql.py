@@ -56,9 +56,10 @@ def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseS
     made = [_trigger(declaration, operation, quote) for operation in declaration.on]
     # Django renames or drops a waiting Statement together with the table that it refers to.
     return Statement(
-        _DDL.replace("{ddl}", "\n".join(["%(function)s;", *made])).replace("$pgsignals_ddl$", _tag(function)),
+        _DDL.replace("{ddl}", "\n".join([_GUARD, "%(function)s;", *made])).replace("$pgsignals_ddl$", _tag(function)),
         table=Table(model._meta.db_table, quote),
         function=function,
+        name=literal(f"{quote(function_name(declaration))}()"),
         **_waiting(f"pgsignals: the table of {model._meta.label} is in use, so its trigger could not be made."),
     )
 
@@ -67,6 +68,7 @@ def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseS
 # concurrently updated". A lock on a table only for so long: whoever waits for one holds up all who come after.
 _DDL = """DO $pgsignals_ddl$
 DECLARE
+    stranger text;
     waits_before text := current_setting('lock_timeout');
 BEGIN
     PERFORM set_config('lock_timeout', '0', true);
@@ -77,6 +79,17 @@ BEGIN
 EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
     RAISE EXCEPTION USING ERRCODE = 'lock_not_available', MESSAGE = %(message)s, HINT = %(hint)s;
 END $pgsignals_ddl$"""
+
+
+# Whoever owns a function can replace it later, and every writer to the table would then run what it says.
+_GUARD = """    SELECT pg_get_userbyid(proowner) INTO stranger FROM pg_catalog.pg_proc
+    WHERE oid = to_regprocedure(%(name)s) AND pg_get_userbyid(proowner) <> current_user
+        AND proowner <> (SELECT relowner FROM pg_catalog.pg_class WHERE oid = '%(table)s'::regclass);
+    IF FOUND THEN
+        RAISE EXCEPTION 'pgsignals: there is a function %% of another role, %%', %(name)s, stranger
+            USING HINT = 'It could replace the trigger''s function at any time. Drop that function, or give it to the '
+                'owner of the table: ALTER FUNCTION ... OWNER TO ...';
+    END IF;"""
 
 
 def _waiting(message: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from django.db import DatabaseError, connections, router, transaction
 
 from .. import wire
 from ..publishing import check_channel
+from ..values import key_fields
 from . import sql, tracked
 from .declaration import Notify, declarations
 
@@ -49,8 +50,14 @@ class Status:
     """Those that are declared; of an orphan, none."""
     partitioned: bool = False
     """Whether the table is partitioned, so that writes straight into a partition are not seen."""
+    unique: bool = True
+    """Whether the database keeps the model's key unique, which is what old and new rows of an update are paired by."""
     renewable: bool = False
     """Whether replacing the function is all that is to be done."""
+    elsewhere: bool = False
+    """Whether an orphan is declared in this project, for another database."""
+    foreign: bool = False
+    """Whether an orphan's app is not in this project, so that it is probably another project's."""
     superfluous: tuple[str, ...] = ()
     """Triggers on the table that call the function, and that no declaration has."""
     declared: tuple[type[Model], Notify] | None = None
@@ -64,13 +71,21 @@ class Status:
 # What is declared.
 
 
-def declared(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> Iterator[Any]:
+def declared(
+    database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None
+) -> Iterator[tuple[type[Model], Notify]]:
     """Every model with a declaration on a table that this database has by Django's account, and the declaration.
 
     `found` are the declarations that stand in migrations; without it, all that are on disk.
     """
+    for model, declaration in _declared(apps, found):
+        if router.allow_migrate_model(database, model) and _vendor_fits(model, database):
+            yield model, declaration
+
+
+def _declared(apps: Apps, found: tracked.Tracked | None) -> Iterator[tuple[type[Model], Notify]]:
     for model in apps.get_models(include_auto_created=True):
-        if model._meta.can_migrate(database) and router.allow_migrate_model(database, model):
+        if model._meta.managed and not model._meta.proxy:
             for declaration in declarations(model):
                 yield model, declaration
     for label, declaration in (tracked.on_disk() if found is None else found).values():
@@ -79,8 +94,12 @@ def declared(database: str, apps: Apps = global_apps, found: tracked.Tracked | N
         except (LookupError, ValueError):
             # Its app was taken out of the project. What the database has of it is an orphan.
             continue
-        if not model._meta.proxy and not model._meta.swapped and router.allow_migrate_model(database, model):
+        if not model._meta.proxy and not model._meta.swapped:
             yield model, declaration
+
+
+def _vendor_fits(model: type[Model], database: str) -> bool:
+    return not model._meta.managed or model._meta.can_migrate(database)
 
 
 def declared_channels() -> set[str]:
@@ -117,7 +136,8 @@ def compare(database: str, apps: Apps = global_apps, found: tracked.Tracked | No
     for model, declaration in declared(database, apps, found):
         function = installed.pop(sql.function_name(declaration), None)
         rows.append(_status(model, declaration, function, connection))
-    return rows + [_orphan(function) for function in installed.values() if function.comment]
+    everywhere = {declaration.name for _, declaration in _declared(apps, found)}
+    return rows + [_orphan(function, everywhere) for function in installed.values() if function.comment]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +150,7 @@ class _Trigger:
 @dataclass(frozen=True, slots=True)
 class _Function:
     name: str
+    owner: str
     comment: dict[str, Any]
     triggers: tuple[_Trigger, ...]
     tables: str
@@ -140,14 +161,14 @@ def _installed(connection: BaseDatabaseWrapper) -> dict[str, _Function]:
     with connection.cursor() as cursor:
         cursor.execute(_INSTALLED, [f"{sql.PREFIX.replace('_', chr(92) + '_')}%"])
         return {
-            name: _Function(name, _read(comment), tuple(_Trigger(*one) for one in triggers), tables or "")
-            for name, comment, triggers, tables in cursor.fetchall()
+            name: _Function(name, owner, _read(comment), tuple(_Trigger(*one) for one in triggers), tables or "")
+            for name, owner, comment, triggers, tables in cursor.fetchall()
         }
 
 
 # A session with session_replication_role = replica apart, an "always" trigger fires as others do.
 _INSTALLED = """
-SELECT p.proname, obj_description(p.oid, 'pg_proc'),
+SELECT p.proname, pg_get_userbyid(p.proowner)::text, obj_description(p.oid, 'pg_proc'),
     coalesce(json_agg(json_build_array(t.tgname, t.tgrelid::bigint, t.tgenabled IN ('O', 'A')) ORDER BY t.tgname)
         FILTER (WHERE t.oid IS NOT NULL), '[]'),
     string_agg(DISTINCT t.tgrelid::regclass::text, ', ')
@@ -171,7 +192,7 @@ def _read(comment: str | None) -> dict[str, Any]:
 def _status(
     model: type[Model], declaration: Notify, function: _Function | None, connection: BaseDatabaseWrapper
 ) -> Status:
-    table, name, kind = _table(model, connection)
+    table, name, kind, unique, owners = _table(model, connection)
     row = Status(
         name=declaration.name,
         model=model._meta.label,
@@ -180,6 +201,7 @@ def _status(
         table=name or model._meta.db_table,
         operations=declaration.on,
         partitioned=kind == "p",
+        unique=unique,
         declared=(model, declaration),
     )
     if table is None:
@@ -197,6 +219,9 @@ def _status(
         outdated = function.comment.get("fingerprint") != sql.fingerprint(declaration, model, connection)
     except Exception as error:  # of a field that is gone, for instance
         return replace(row, state=OUTDATED, detail=f"its declaration does not fit its model any more: {error}")
+    if function.owner not in owners:
+        detail = f"its function belongs to the role {function.owner!r}, who can replace it; the table to {owners[0]!r}"
+        return replace(row, state=OUTDATED, detail=detail)
     if superfluous:
         detail = f"triggers that are not declared: {', '.join(superfluous)}"
         return replace(row, state=OUTDATED, detail=detail, superfluous=superfluous)
@@ -205,27 +230,51 @@ def _status(
     return replace(row, state=INSTALLED)
 
 
-def _table(model: type[Model], connection: BaseDatabaseWrapper) -> tuple[int | None, str, str]:
-    """The table that a model's name means to this session: its oid, its name in PostgreSQL's words, and its kind."""
+def _table(model: type[Model], connection: BaseDatabaseWrapper) -> tuple[int | None, str, str, bool, list[str]]:
+    """The table that a model's name means to this session: its oid, its name in PostgreSQL's words, its kind, whether
+    its key is unique, and the roles that may own the function: its own owner, and the one that asks."""
+    keys = [field.column for field in key_fields(model)]
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT c.oid::bigint, c.oid::regclass::text, c.relkind::text FROM pg_catalog.pg_class c "
-            "WHERE c.oid = pg_catalog.to_regclass(%s)",
-            [connection.ops.quote_name(model._meta.db_table)],
-        )
-        row: tuple[int, str, str] | None = cursor.fetchone()
-        return row or (None, "", "")
+        cursor.execute(_TABLE, [keys, connection.ops.quote_name(model._meta.db_table)])
+        row: tuple[int, str, str, bool, list[str]] | None = cursor.fetchone()
+        return row or (None, "", "", True, [])
 
 
-def _orphan(function: _Function) -> Status:
+# Tables that inherit from one may repeat its keys.
+_TABLE = """
+SELECT c.oid::bigint, c.oid::regclass::text, c.relkind::text,
+    (c.relkind = 'p' OR NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid)) AND EXISTS (
+        SELECT FROM pg_catalog.pg_index i
+        WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+            AND (
+                SELECT array_agg(a.attname::text) FROM pg_catalog.pg_attribute a
+                WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
+            ) <@ %s::text[]
+    ),
+    ARRAY[pg_get_userbyid(c.relowner)::text, current_user::text]
+FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(%s)
+"""
+
+
+def _orphan(function: _Function, everywhere: set[str]) -> Status:
+    name = function.name.removeprefix(sql.PREFIX)
+    elsewhere = name in everywhere
     return Status(
-        name=function.name.removeprefix(sql.PREFIX),
+        name=name,
         model=str(function.comment.get("model", "")),
         state=ORPHAN,
-        detail="nothing here declares it: a leftover, or of another project in this database",
+        detail="a router keeps its model from this database"
+        if elsewhere
+        else "nothing here declares it: a leftover, or of another project in this database",
         table=function.tables,
         operations=(),
+        elsewhere=elsewhere,
+        foreign=_is_foreign(str(function.comment.get("model", ""))),
     )
+
+
+def _is_foreign(label: str) -> bool:
+    return label.split(".")[0] not in global_apps.app_configs
 
 
 # The repair.
@@ -233,18 +282,23 @@ def _orphan(function: _Function) -> Status:
 
 def renew_outdated(database: str, apps: Apps = global_apps, found: tracked.Tracked | None = None) -> list[Status]:
     """Replace the functions whose text is old. Returns what was replaced, or could not be."""
-    return _repair(database, apps, found, lambda row: row.state == OUTDATED and row.renewable)
+    return _repair(database, apps, found, _is_renewable)
+
+
+def _is_renewable(row: Status) -> bool:
+    return row.state == OUTDATED and row.renewable
 
 
 def repair(database: str, *, prune: bool = False) -> list[Status]:
     """Replace the functions whose text is old, and create what is missing. Returns what was done, or could not be.
 
-    With `prune`, orphans are dropped. Creating a trigger takes a SHARE ROW EXCLUSIVE lock on its table for a moment,
-    dropping one an ACCESS EXCLUSIVE lock.
+    With `prune`, orphans are dropped, but not those that the project declares and a router keeps from this alias: it
+    may be another name for the same database. Creating a trigger takes a SHARE ROW EXCLUSIVE lock on its table for a
+    moment, dropping one an ACCESS EXCLUSIVE lock.
     """
 
     def amiss(row: Status) -> bool:
-        return row.state in (OUTDATED, MISSING) or (prune and row.state == ORPHAN)
+        return row.state in (OUTDATED, MISSING) or (prune and row.state == ORPHAN and not row.elsewhere)
 
     return _repair(database, global_apps, None, amiss)
 
@@ -282,7 +336,7 @@ def _statements(row: Status, connection: BaseDatabaseWrapper) -> list[Any]:
     if row.declared is None:
         return [sql.drop(row.name, editor)]
     model, declaration = row.declared
-    if row.state == MISSING:
+    if row.state == MISSING or not (row.renewable or row.superfluous):
         return [sql.create(declaration, model, editor)]
     dropped = [sql.drop_trigger(trigger, model, editor) for trigger in row.superfluous]
     return [*sql.renew(declaration, model, connection), *dropped]
@@ -313,12 +367,13 @@ def after_migrate(
         # function that fits the database already would be replaced by an older one.
         apps = tracked.applied_models(connections[using])
     found = tracked.applied(connections[using])
-    for row in renew_outdated(using, apps, found):
+    rows = compare(using, apps, found)
+    for row in renew_outdated(using, apps, found) if any(map(_is_renewable, rows)) else ():
         if row.problem:
             logger.error("pgsignals: the trigger function of %s is old, and was not renewed: %s", row, row.problem)
         elif verbosity >= 1:
             logger.info("pgsignals: renewed the trigger function of %s.", row)
-    for row in compare(using, apps, found):
+    for row in rows:
         if row.state == MISSING:
             logger.warning(
                 "pgsignals: %s does not announce all that it declares in database %r (%s). "

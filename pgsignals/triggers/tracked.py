@@ -56,13 +56,23 @@ def applied_models(connection: BaseDatabaseWrapper) -> Apps:
 
 def _collect(loader: MigrationLoader, only: set[tuple[str, str]] | None = None) -> Tracked:
     walk = _Walk()
+    graph = loader.graph
+    # Each declaration as early as its dependencies allow: what other apps do to its model, unless it says that it
+    # comes after that, they do to a model that is declared already.
+    ours = [
+        key for key, migration in graph.nodes.items() if migration and any(map(_is_ours, _flat(migration.operations)))
+    ]
     seen = set()
-    for leaf in sorted(loader.graph.leaf_nodes()):
-        for key in loader.graph.forwards_plan(leaf):
+    for target in [*sorted(ours), *sorted(graph.leaf_nodes())]:
+        for key in graph.forwards_plan(target):
             if key not in seen and (only is None or key in only):
-                walk.take(loader.graph.nodes[key])
+                walk.take(graph.nodes[key])
             seen.add(key)
     return walk.found
+
+
+def _is_ours(operation: Any) -> bool:
+    return isinstance(operation, AddNotify | RemoveNotify)
 
 
 class _Walk:
@@ -116,8 +126,6 @@ def _flat(operations: Iterable[Any]) -> Iterator[Any]:
         if isinstance(operation, django_operations.SeparateDatabaseAndState):
             # What happens to models stands in the one list, what happens to triggers may stand in either.
             yield from _flat(operation.state_operations)
-            yield from (
-                one for one in _flat(operation.database_operations) if isinstance(one, AddNotify | RemoveNotify)
-            )
+            yield from filter(_is_ours, _flat(operation.database_operations))
         else:
             yield operation
