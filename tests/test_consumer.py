@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from django.test import Client
 
 from pgsignals.live import consumer as consumer_module
 from pgsignals.live.consumer import PgEventConsumer
+from pgsignals.live.topics import model_topic
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -413,3 +416,110 @@ def test_thousands_of_topics_are_refused() -> None:
         assert (await communicator.receive_json_from(timeout=10))["type"] == "error"
 
     talk(user(), work, Generous)
+
+
+class Open(Eager):
+    """The project decides itself who hears of a channel."""
+
+    def can_subscribe(self, user: Any, topic: str) -> bool:
+        return topic == NEWS or super().can_subscribe(user, topic)
+
+
+NEWS = "channel:news"
+
+
+async def answers(communicator: WebsocketCommunicator, *topics: str) -> list[str]:
+    """What it subscribes to, after what else it has to say."""
+    got = await ask(communicator, *topics)
+    while got["type"] != "subscribed":
+        got = await communicator.receive_json_from(timeout=10)
+    return list(got["topics"])
+
+
+def test_who_was_deactivated_or_logged_out_cannot_subscribe_anew() -> None:
+    """Whatever the project's own can_subscribe() says: it was not meant for nobody."""
+    person = user("view_order")
+
+    async def deactivated(communicator: WebsocketCommunicator) -> None:
+        assert await answers(communicator, NEWS) == [NEWS]
+        await User.objects.filter(pk=person.pk).aupdate(is_active=False)
+        assert await answers(communicator, NEWS) == []
+        assert await answers(communicator, NEWS) == []
+        await User.objects.filter(pk=person.pk).aupdate(is_active=True)
+
+    async def logged_out(communicator: WebsocketCommunicator) -> None:
+        assert await answers(communicator, NEWS) == [NEWS]
+        await sync_to_async(communicator.scope["session"].flush)()
+        assert await answers(communicator, NEWS) == []
+        assert await answers(communicator, NEWS) == []
+
+    talk(person, deactivated, Open)
+    talk(person, logged_out, Open)
+
+
+def test_a_first_event_that_is_kept_back_leaves_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The permission cannot be looked up: the browser must not take it that nothing happened."""
+    fresh = Eager._fresh_user
+    kept_back = threading.Event()
+
+    async def away(self: Eager) -> Any:
+        kept_back.set()
+        raise OperationalError("the database is away")
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, ORDER))["topics"] == [ORDER]
+        monkeypatch.setattr(Eager, "_fresh_user", away)
+        await send(ORDER, 1)
+        await asyncio.to_thread(kept_back.wait, 10)
+        monkeypatch.setattr(Eager, "_fresh_user", fresh)
+        await send(ORDER, 2)
+        assert [(await communicator.receive_json_from(timeout=10))["type"] for _ in range(2)] == ["gap", "event"]
+
+    talk(user("view_order"), work, Eager)
+
+
+def test_a_user_who_came_by_a_token_stays_though_there_is_a_session_without_a_login() -> None:
+    person = user("view_order")
+
+    async def main() -> list[str]:
+        communicator = WebsocketCommunicator(Eager.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = person
+        communicator.scope["session"] = SessionStore()
+        assert (await communicator.connect(timeout=10))[0]
+        topics = await answers(communicator, ORDER)
+        await send(ORDER, 1)
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "event"
+        await communicator.disconnect(timeout=10)
+        return topics
+
+    assert async_to_sync(main)() == [ORDER]
+
+
+def test_a_dozen_relays_are_told_apart() -> None:
+    """As with one in each web process before a layer that they share: each has numbers of its own."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        seen = []
+        for number in range(1, 4):
+            for relay in range(12):
+                await send(ORDER, number, relay=str(relay))
+                got = await communicator.receive_json_from(timeout=10)
+                if got["type"] == "gap":
+                    # A relay that was not heard before may have been speaking for long.
+                    assert number == 1
+                    got = await communicator.receive_json_from(timeout=10)
+                seen.append(got["type"])
+        assert seen == ["event"] * 36
+
+    talk(user("view_order"), work)
+
+
+def test_a_topic_of_thousands_of_characters_is_an_error_and_not_remembered() -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, "a." + "b" * 300))["type"] == "error"
+        before = model_topic.cache_info().currsize
+        assert (await ask(communicator, "no.such", "nor.such"))["topics"] == []
+        assert model_topic.cache_info().currsize == before
+
+    talk(user("view_order"), work)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from channels.layers import get_channel_layer
+from channels.layers import InMemoryChannelLayer, get_channel_layer
 from channels_redis.core import RedisChannelLayer
 
 from pgsignals.event import Origin, PgEvent
@@ -364,7 +364,7 @@ def redis_layer(url: str) -> dict[str, Any]:
 
 def test_redis_carries_what_the_sink_sends(settings: Any) -> None:
     """The keys and payloads that there are, and after one that msgpack cannot carry the next is as ever."""
-    keys = [5, "é'\\", "3f2b6a2e-0000-4000-8000-000000000000", [1, "a"], -(2**63), 1.5, True]
+    keys = [5, "é'\\", "3f2b6a2e-0000-4000-8000-000000000000", [1, "a"], -(2**53) + 1, 1.5, True]
     with redis_server() as url:
         settings.CHANNEL_LAYERS = redis_layer(url)
 
@@ -446,3 +446,36 @@ def test_a_project_without_a_layer_has_no_sink(settings: Any) -> None:
     assert configured_sink() is not None
     settings.PGSIGNALS = {"CHANNEL_LAYER": None}
     assert configured_sink() is None
+
+
+def test_a_layer_that_cancels_a_message_silences_no_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some clients raise CancelledError where a connection broke. What follows is sent, after a gap."""
+    monkeypatch.setattr(sink_module, "_RETRY_AFTER", 0)
+    group_send = InMemoryChannelLayer.group_send
+    failures = iter([asyncio.CancelledError()])
+
+    async def cancelled_once(self: Any, group: str, message: dict[str, Any]) -> None:
+        for error in failures:
+            raise error
+        await group_send(self, group, message)
+
+    monkeypatch.setattr(InMemoryChannelLayer, "group_send", cancelled_once)
+
+    async def work(sink: ChannelsSink, receive: Any) -> None:
+        sink.put([row("insert", 1)], 1)
+        assert (await receive())["type"] == "pg.gap"
+        sink.put([row("insert", 2)], 1)
+        assert (await receive())["type"] == "pg.event"
+
+    run(work, "shop.order")
+
+
+def test_a_key_that_javascript_cannot_hold_is_a_refetch() -> None:
+    async def work(sink: ChannelsSink, receive: Any) -> None:
+        sink.put([row("insert", 2**53 - 1)], 1)
+        assert (await receive())["events"] == [["insert", 2**53 - 1, []]]
+        sink.put([row("insert", 2**53 + 1)], 1)
+        got = await receive()
+        assert (got["refetch"], got["events"]) == (True, [])
+
+    run(work, "shop.order")

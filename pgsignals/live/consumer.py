@@ -24,7 +24,7 @@ from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.apps import apps
 from django.conf import settings
-from django.contrib.auth import get_user_model
+from django.contrib.auth import SESSION_KEY, get_user_model
 from django.db import Error as DatabaseError
 
 from .. import conf
@@ -41,8 +41,13 @@ MAX_TEXT = 64_000
 RECHECK_AFTER = 30.0
 """Seconds for which a permission is believed; the next message after that waits until it is looked up again."""
 
-_MOST_RELAYS = 8
-"""Relays whose numbers are followed, for each topic."""
+_MOST_RELAYS = 64
+"""Relays whose numbers are followed, for each topic; of more, those heard of last."""
+
+MAX_TOPIC = 200
+"""Characters of a topic."""
+
+_KEPT_BACK = "an event that was kept back"
 
 _TRY_AGAIN = 1013
 """The close code of WebSockets for a failure that will pass."""
@@ -84,6 +89,7 @@ class PgEventConsumer(AsyncWebsocketConsumer):
         elif user is None or not user.is_authenticated:
             await self.close()
         else:
+            self._by_session = await _has_login(self.scope.get("session"))
             await self.accept()
 
     async def disconnect(self, code: int) -> None:
@@ -113,7 +119,9 @@ class PgEventConsumer(AsyncWebsocketConsumer):
     async def _subscribe(self, wanted: list[str]) -> None:
         room = max(MAX_TOPICS - len(self.topics), 0)
         new = [topic for topic in wanted if topic not in self.topics][:room]
-        for topic in await self._allowed(self.scope["user"], new):
+        user = self.scope["user"]
+        # Whoever logged out, or was deactivated, since the connection was opened is nobody that a project is asked of.
+        for topic in await self._allowed(user, new) if _is_present(user) else []:
             self.topics[topic] = {}
             await self.channel_layer.group_add(group_of(topic), self.channel_name)
         refused = [topic for topic in wanted if topic not in self.topics]
@@ -162,6 +170,8 @@ class PgEventConsumer(AsyncWebsocketConsumer):
             # followed either, the next message will say that something was missed.
             if message["type"] == "pg.event":
                 _say_unknown(error, f"An event of {message['topic']} is kept back; a gap will follow.")
+                # Also where it is the first: the next message then comes after one of another relay.
+                self.topics.get(message["topic"], {}).setdefault(_KEPT_BACK, 0)
                 return False
         return message["topic"] in self.topics
 
@@ -175,6 +185,7 @@ class PgEventConsumer(AsyncWebsocketConsumer):
         heard = self.topics[message["topic"]]
         missed = bool(heard) and heard.get(relay) != number - 1
         # Several relays may feed one group, each with numbers of its own.
+        heard.pop(relay, None)
         heard[relay] = number
         if len(heard) > _MOST_RELAYS:
             del heard[next(iter(heard))]
@@ -187,8 +198,7 @@ class PgEventConsumer(AsyncWebsocketConsumer):
         if time.monotonic() - self._checked < self.recheck_after:
             return
         user = await self._fresh_user()
-        present = user.is_authenticated and user.is_active
-        allowed = await self._allowed(user, list(self.topics)) if present else []
+        allowed = await self._allowed(user, list(self.topics)) if _is_present(user) else []
         self.scope["user"] = user
         self._checked = time.monotonic()
         for topic in [topic for topic in self.topics if topic not in allowed]:
@@ -197,7 +207,8 @@ class PgEventConsumer(AsyncWebsocketConsumer):
             await self._tell(type="refused", topic=topic)
 
     async def _fresh_user(self) -> Any:
-        if "session" not in self.scope:
+        # A user who came by a token may have a session all the same, which knows nothing of a login.
+        if not self._by_session:
             user: Any = self.scope["user"]
             return await _user_with(user.pk)
         # A new session object: the one in the scope remembers what it was at the handshake.
@@ -206,6 +217,15 @@ class PgEventConsumer(AsyncWebsocketConsumer):
 
     async def _tell(self, **message: Any) -> None:
         await self.send(text_data=json.dumps(message))
+
+
+def _is_present(user: Any) -> bool:
+    return bool(user.is_authenticated and user.is_active)
+
+
+@database_sync_to_async
+def _has_login(session: Any) -> bool:
+    return session is not None and SESSION_KEY in session
 
 
 @database_sync_to_async
@@ -227,7 +247,7 @@ def _read(text: str | None) -> list[str] | None:
     if isinstance(said, dict) and "ping" in said:
         return None
     asked = said.get("subscribe") if isinstance(said, dict) else None
-    if not isinstance(asked, list) or not all(isinstance(topic, str) for topic in asked):
+    if not isinstance(asked, list) or not all(isinstance(topic, str) and len(topic) <= MAX_TOPIC for topic in asked):
         raise ValueError("no list of topics")
     return list(dict.fromkeys(map(asked_topic, asked)))
 

@@ -97,7 +97,8 @@ class Hints:
 
 
 def can_travel(value: Any) -> bool:
-    """Whether a layer and a browser can read it: msgpack has 64-bit integers, JSON no NaN, UTF-8 no lone surrogates."""
+    """Whether a layer and a browser can read it: JavaScript's numbers have 53 bits, JSON no NaN, UTF-8 no lone
+    surrogates."""
     if isinstance(value, dict):
         return all(can_travel(name) and can_travel(one) for name, one in value.items())
     if isinstance(value, list):
@@ -106,4 +107,4 @@ def can_travel(value: Any) -> bool:
         return value.isascii() or not any("\ud800" <= one <= "\udfff" for one in value)
     if isinstance(value, float):
         return math.isfinite(value)
-    return not isinstance(value, int) or -(2**63) <= value < 2**64
+    return not isinstance(value, int) or abs(value) < 2**53

@@ -101,8 +101,8 @@ class ChannelsSink:
         hints = self._hints.get(topic)
         if hints is None:
             hints = self._hints[topic] = Hints()
-            if topic not in self._senders:
-                self._senders[topic] = asyncio.create_task(self._send_all(topic), name=f"pgsignals-channels {topic}")
+        if topic not in self._senders:
+            self._senders[topic] = asyncio.create_task(self._send_all(topic), name=f"pgsignals-channels {topic}")
         return hints
 
     # One task for each topic that has something to say.
@@ -128,7 +128,10 @@ class ChannelsSink:
             layer: Any = get_channel_layer(self.alias)
             async with asyncio.timeout(_SEND_WITHIN):
                 await layer.group_send(group_of(topic), {**message, "relay": self.run_id, "number": number})
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            # A layer that raises CancelledError itself has failed; a task that is cancelled from outside ends.
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
             self._failed(topic, error)
             return False
         self._worked(topic)
@@ -140,7 +143,7 @@ class ChannelsSink:
         except TimeoutError:
             pass
 
-    def _failed(self, topic: str, error: Exception) -> None:
+    def _failed(self, topic: str, error: BaseException) -> None:
         self.failures += 1
         if not self._failing:
             reason = f"no answer in {_SEND_WITHIN:.0f} s" if isinstance(error, TimeoutError) else str(error)
@@ -169,6 +172,12 @@ class ChannelsSink:
                 self.alias,
                 self.failures,
             )
+
+
+def is_cancelled() -> bool:
+    """Whether somebody wants the running task to end."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def declared_topics() -> set[str]:

@@ -20,11 +20,17 @@ _LONGEST = 99
 """Characters of a group's name (channels.layers.BaseChannelLayer)."""
 
 
+def asked_topic(text: str) -> str:
+    """The topic that somebody means who writes `flights.Flight`."""
+    # Case counts in an app's label, as in Django, and not in a model's name.
+    app, dot, model = text.partition(".")
+    return text if is_channel(text) else f"{app}{dot}{model.lower()}"
+
+
 @lru_cache(maxsize=1000)
 def model_topic(label: str) -> str:
-    """The topic of a model, by its label. Case counts in an app's label, as in Django, and not in a model's name."""
-    app, dot, model = label.partition(".")
-    return f"{app}{dot}{model.lower()}"
+    """The topic of a model, by its label. It is remembered: not for what browsers ask."""
+    return asked_topic(label)
 
 
 def channel_topic(channel: str) -> str:
@@ -35,11 +41,6 @@ def channel_topic(channel: str) -> str:
 def is_channel(topic: str) -> bool:
     """Whether it is the topic of an application channel, and not of a model."""
     return topic.startswith(_CHANNEL)
-
-
-def asked_topic(text: str) -> str:
-    """The topic that somebody means who writes `flights.Flight`."""
-    return text if is_channel(text) else model_topic(text)
 
 
 def topic_of(event: PgEvent) -> str:
