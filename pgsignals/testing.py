@@ -14,7 +14,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 from django.db.utils import NotSupportedError
 
-from . import conf, publishing
+from . import conf, publishing, wire
 from .decode import Decoder
 from .event import PgEvent
 from .receivers import Receiver, registry
@@ -46,7 +46,8 @@ class capture_events:
     the inner one, too. NOTIFY itself is sent as in production.
 
     Raises NotSupportedError on another vendor's database, CaptureError where the block left its transaction broken
-    or where receivers cause events without end.
+    or closed the connection, where an event is about no model of this project, or where receivers cause events
+    without end. An exception of the block itself is never hidden by these.
     """
 
     def __init__(self, using: str | None = None, *, run: bool = False) -> None:
@@ -56,6 +57,7 @@ class capture_events:
 
     def __enter__(self) -> list[PgEvent]:
         connection = self._connection
+        self.events = []
         self._decoder = Decoder(self.using)
         with connection.cursor() as cursor:
             cursor.execute("SELECT pg_catalog.to_regclass(%s) IS NULL", [_TABLE])
@@ -65,23 +67,19 @@ class capture_events:
             cursor.execute(f"SELECT coalesce(max(place), 0) FROM {_TABLE}")
             self._seen: int = cursor.fetchone()[0]
             cursor.execute("SELECT pg_catalog.set_config('pgsignals.capture', 'on', false)")
+        self._session = connection.connection
         publishing.captured.add(connection)
         return self.events
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        problem = self._problem()
         try:
-            if self._is_broken():
-                if error is None:
-                    raise CaptureError(
-                        "The block left its transaction broken, so its events cannot be read. Put what is expected "
-                        "to fail into transaction.atomic(), inside the block."
-                    )
-                return
-            self.events += self._new_events()
-            if self.run and error is None:
-                self._run()
+            if problem is None:
+                self._collect(error)
+            elif error is None:
+                raise CaptureError(problem)
         finally:
             self._end()
 
@@ -103,9 +101,29 @@ class capture_events:
             )
         return connection
 
-    def _is_broken(self) -> bool:
+    def _problem(self) -> str | None:
+        """Why the events cannot be read, if so."""
         connection = self._connection
-        return connection.in_atomic_block and (connection.needs_rollback or not connection.is_usable())
+        if connection.connection is not self._session:
+            return (
+                f"The connection to the database {self.using!r} was closed in the block, and the events are lost with "
+                "it. Close it outside of the block."
+            )
+        if (connection.in_atomic_block and connection.needs_rollback) or not connection.is_usable():
+            return (
+                "The block left its transaction broken, so its events cannot be read. Put what is expected to fail "
+                "into transaction.atomic(), inside the block."
+            )
+        return None
+
+    def _collect(self, error: BaseException | None) -> None:
+        try:
+            self.events += self._new_events()
+        except CaptureError:
+            if error is None:
+                raise
+        if self.run and error is None:
+            self._run()
 
     def _new_events(self) -> list[PgEvent]:
         with self._connection.cursor() as cursor:
@@ -116,7 +134,16 @@ class capture_events:
             rows = cursor.fetchall()
         if rows:
             self._seen = rows[-1][0]
-        return [event for _, channel, payload in rows for event in self._decoder.decode(channel, payload)]
+        return [event for _, channel, payload in rows for event in self._decode(channel, payload)]
+
+    def _decode(self, channel: str, payload: str) -> list[PgEvent]:
+        try:
+            return self._decoder.decode(channel, payload)
+        except wire.WireError as error:
+            raise CaptureError(
+                f"A notification of the block cannot be read: {error}. In production it would be left out. "
+                f"Its channel is {channel!r}, and it says {payload[:200]!r}."
+            ) from error
 
     def _run(self) -> None:
         waiting = list(self.events)
@@ -137,8 +164,8 @@ class capture_events:
         connection = self._connection
         if self._outermost:
             publishing.captured.discard(connection)
-        # A broken transaction takes table and setting with it.
-        if self._outermost and not self._is_broken():
+        # A broken transaction, or a closed connection, takes table and setting with it.
+        if self._outermost and self._problem() is None:
             with connection.cursor() as cursor:
                 cursor.execute("SELECT pg_catalog.set_config('pgsignals.capture', '', false)")
                 cursor.execute(f"DROP TABLE IF EXISTS {_TABLE}")

@@ -273,8 +273,11 @@ def nobody_listening_yet() -> Iterator[Callable[[], None]]:
     with connect() as other:
 
         def wait() -> None:
-            # The last of the channels that it listens to.
-            query = "SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN \"app_events\"' AND state = 'idle'"
+            # It listens to what it knows of, and then asks for the channels on which installed triggers speak.
+            query = (
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%' "
+                "AND query LIKE '%obj_description%' AND state = 'idle'"
+            )
             deadline = time.monotonic() + WITHIN
             while other.execute(query).fetchone() == (0,):
                 assert time.monotonic() < deadline, "nobody listens"

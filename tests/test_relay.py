@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import chain
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -19,6 +20,7 @@ from django.test import override_settings
 from psycopg import sql
 
 from pgsignals import Notify, PgEvent, on_pg_event, publish
+from pgsignals.listening import relay as relay_module
 from pgsignals.listening.connection import ListeningConnection, parameters
 from pgsignals.listening.relay import Relay, RelayRefused
 from pgsignals.listening.running import build
@@ -256,6 +258,27 @@ def test_a_strangers_payload_is_left_out_with_a_line_and_harms_nobody(
     assert len(line) < 500
 
 
+def test_a_flood_of_what_cannot_be_read_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with relaying(channels=["app_events"]) as running, connect() as writer:
+        writer.execute("SELECT count(pg_notify('pgsignals', 'rubbish ' || n)) FROM generate_series(1, 5000) AS n")
+        notify("app_events", "1")
+        running.tap.events.wait()
+    lines = [record.getMessage() for record in caplog.records if "was left out" in record.getMessage()]
+    assert len(lines) == 5
+    assert "It is number 5 since the start; later ones are counted, and said every 60 s" in lines[-1]
+
+
+def test_one_sink_that_fails_keeps_nothing_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Tap):
+        def put(self, events: Any, size: int) -> None:
+            raise UnicodeEncodeError("utf-8", "x", 0, 1, "of the sink")
+
+    with relaying(channels=["app_events"], sinks=[Broken()]) as running, connect() as writer:
+        writer.execute("SELECT count(pg_notify('app_events', n::text)) FROM generate_series(1, 3000) AS n")
+        assert [event.payload for event in running.tap.events.wait(3000)] == list(range(1, 3001))
+    assert "The sink Broken failed, and has missed something" in caplog.text
+
+
 def test_another_projects_model_is_said_once_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     with relaying() as running:
         for _ in range(3):
@@ -429,6 +452,82 @@ def refusal(database: str) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "connection failed: FATAL:  server login has been failing, try again later (server_login_retry)",
+        "connection failed: FATAL:  pgbouncer cannot connect to server",
+        "FATAL:  query_wait_timeout",
+        "FATAL:  Datenbanksystem startet gerade",
+        "FATAL:  sorry, too many clients already",
+    ],
+)
+def test_what_is_not_known_to_be_final_is_tried_again(text: str) -> None:
+    """A pooler has texts of its own, and a server may speak any language."""
+    relay_module._refuse("default", psycopg.OperationalError(text))
+
+
+def test_a_server_that_drops_every_connection_at_once_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[int] = []
+    enough = threading.Event()
+
+    async def dropped(*arguments: Any) -> Any:
+        lost = asyncio.get_running_loop().create_future()
+        lost.set_result("dropped")
+        return SimpleNamespace(server="here", channels=[], lost=lost, close=lambda: None)
+
+    async def wait(self: Relay, attempt: int, reason: str) -> None:
+        waits.append(attempt)
+        if len(waits) == 5:
+            enough.set()
+            self.stop()
+            await self._stop.wait()
+
+    monkeypatch.setattr(ListeningConnection, "open", dropped)
+    monkeypatch.setattr(Relay, "_wait", wait)
+    asyncio.run(asyncio.wait_for(Relay("default", []).run(), WITHIN))
+    assert waits == [1, 2, 3, 4, 5]
+
+
+def test_a_relay_that_is_still_connecting_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    connecting = threading.Event()
+
+    async def never(*arguments: Any) -> Any:
+        connecting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(ListeningConnection, "open", never)
+    running = Running(Relay("default", []), Tap())
+    assert connecting.wait(WITHIN)
+    running.stop()
+    assert running.error is None
+
+
+def test_a_server_that_ends_idle_sessions_does_not_end_ours() -> None:
+    with connect() as admin:
+        name = sql.Identifier(connection.settings_dict["NAME"])
+        admin.execute(sql.SQL("ALTER DATABASE {} SET idle_session_timeout = '50ms'").format(name))
+        try:
+            with relaying(channels=["app_events"], receivers=False) as running:
+                # Another session, which is not ours, has been ended by then.
+                with psycopg.connect(**connection_of(admin)) as idle:
+                    idle.execute("LISTEN nothing")
+                    idle.commit()
+                    with pytest.raises(psycopg.OperationalError):
+                        for _ in idle.notifies(timeout=WITHIN):
+                            pass
+                notify("app_events", "1")
+                running.tap.events.wait()
+                assert len(running.tap.gaps.items) == 1
+        finally:
+            admin.execute(sql.SQL("ALTER DATABASE {} RESET idle_session_timeout").format(name))
+
+
+def connection_of(admin: psycopg.Connection) -> dict[str, Any]:
+    said = admin.info
+    return {"host": said.host, "port": said.port, "user": said.user, "dbname": said.dbname}
 
 
 def test_an_unknown_alias_is_refused_with_those_there_are() -> None:

@@ -88,6 +88,8 @@ class ListeningConnection:
                 # psycopg hands us what it reads off the socket while it waits for a command's result.
                 connection.pgconn.notify_handler = listening._hand_over
                 connection.add_notice_handler(listening._notice)
+                # To listen is to be idle, whatever the server thinks of idle sessions.
+                await connection.execute("SET idle_session_timeout = 0")
                 await listening._listen(channels)
                 if further is not None:
                     await listening._listen(await further(connection))
@@ -139,11 +141,11 @@ class ListeningConnection:
         batch: list[Notification] = []
         while (limit is None or len(batch) < limit) and (one := notifies()) is not None:
             batch.append((one.relname.decode(), one.extra.decode(errors="replace"), one.be_pid))
-        if batch:
-            self._take(batch)
         if len(batch) == limit:
             # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
+        if batch:
+            self._take(batch)
         if self._pgconn.status == pq.ConnStatus.BAD:
             self._lose(self._last_notice or "the server closed the connection")
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,15 +31,28 @@ logger = logging.getLogger("pgsignals.relay")
 _FIRST_WAIT = 0.1
 """Seconds before the first attempt to reconnect."""
 
-# Libpq gives no SQLSTATE for a refused connection, only the server's text. These will pass.
-_WILL_PASS = re.compile(r"starting up|shutting down|recovery|too many|slots are reserved|not accepting|terminating")
+_SETTLED = 10.0
+"""Seconds after which a connection counts as one that works, so that the next loss begins with a short wait."""
 
+_GAP_EVERY = 1.0
+"""Seconds between two gaps for events of an unknown version."""
 
-# What libpq itself says, without asking a server.
-_WILL_NOT_PASS = re.compile(
+_SAID_AT_FIRST = 5
+_SAY_EVERY = 60.0
+"""Notifications that cannot be read are said one by one at first, and then counted, once in so many seconds."""
+
+# What will not pass by waiting. Libpq gives no SQLSTATE for a login that is refused, only the server's text, which may
+# be in any language: whatever is not known here is tried again.
+_FINAL = re.compile(
+    r"password authentication failed|no pg_hba\.conf entry|(role|database) \S+ does not exist|"
+    r"permission denied for database|is not permitted to log in|"
+    # What libpq itself says, without asking a server.
     r"no password supplied|invalid \S+ value|invalid port number|invalid integer value|definition of service|"
     r"certificate file|does not support SSL"
 )
+
+# Of LISTEN itself: no right, no such thing (42), a standby (25006).
+_FINAL_STATES = ("42", "25006")
 
 _MOST_LABELS = 100
 """Unknown labels that are told apart."""
@@ -71,6 +84,10 @@ class Relay:
         self._decoder = Decoder(database)
         self._unknown: dict[str, int] = {}
         self._newer_version_said = False
+        self._newer_waits = False
+        self._newer_timer: asyncio.TimerHandle | None = None
+        self._unreadable = 0
+        self._unreadable_said = datetime.now(UTC)
         self._alive = datetime.now(UTC)
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,32 +110,60 @@ class Relay:
         try:
             await self._supervise()
         finally:
-            for sink in self.sinks:
-                await sink.stop()
+            if self._newer_timer is not None:
+                self._newer_timer.cancel()
+            # Side by side: one that takes its time leaves the others theirs.
+            for error in await asyncio.gather(*(sink.stop() for sink in self.sinks), return_exceptions=True):
+                if isinstance(error, Exception):
+                    logger.error("A sink could not be stopped in order.", exc_info=error)
 
     async def _supervise(self) -> None:
         cause, attempt, connected_before = START, 0, False
         while not self._stop.is_set():
             try:
-                connection = await self._connect()
+                connection = await self._unless_stopped(self._connect())
             except (psycopg.Error, OSError, TimeoutError, ImproperlyConfigured, ConnectionDoesNotExist) as error:
                 if not connected_before:
                     _refuse(self.database, error)
                 attempt += 1
                 await self._wait(attempt, _one_line(error))
                 continue
+            if connection is None:
+                return
+            began = asyncio.get_running_loop().time()
             try:
                 self._listens(connection, cause)
                 connected_before = True
-                attempt = 0
                 cause = await self._until_lost(connection)
             finally:
                 connection.close()
             if not self._stop.is_set():
-                for sink in self.sinks:
-                    sink.lost(cause)
-                attempt = 1
+                self._to_sinks(lambda sink, cause=cause: sink.lost(cause))  # type: ignore[misc]
+                # A server that takes connections and drops them at once is not asked ten times a second.
+                attempt = 1 if asyncio.get_running_loop().time() - began > _SETTLED else attempt + 1
                 await self._wait(attempt, cause)
+
+    async def _unless_stopped(self, connecting: Coroutine[Any, Any, ListeningConnection]) -> ListeningConnection | None:
+        task = asyncio.ensure_future(connecting)
+        stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            return None
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    def _to_sinks(self, tell: Callable[[Sink], None]) -> None:
+        """Tell every sink; one that fails keeps nothing from the others."""
+        for sink in self.sinks:
+            try:
+                tell(sink)
+            except Exception:
+                logger.exception("The sink %s failed, and has missed something.", type(sink).__name__)
 
     async def _connect(self) -> ListeningConnection:
         wrapper = connections[self.database]
@@ -152,8 +197,7 @@ class Relay:
             seconds = (gap.until - gap.since).total_seconds()
             logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, cause)
         self._alive = now
-        for sink in self.sinks:
-            sink.gap(gap)
+        self._to_sinks(lambda sink: sink.gap(gap))
         if self.on_listening is not None:
             self.on_listening()
 
@@ -193,8 +237,7 @@ class Relay:
             except wire.WireError as error:
                 self._leave_out(channel, payload, pid, error)
         if events:
-            for sink in self.sinks:
-                sink.put(events, size)
+            self._to_sinks(lambda sink: sink.put(events, size))
 
     def _leave_out(self, channel: str, payload: str, pid: int, error: wire.WireError) -> None:
         if isinstance(error, UnknownLabel):
@@ -202,9 +245,27 @@ class Relay:
         elif isinstance(error, wire.UnknownVersion):
             self._newer(error)
         else:
-            logger.warning(
-                "A notification on %r from process %d was left out: %s. It began %.80r.", channel, pid, error, payload
-            )
+            self._say_unreadable(channel, payload, pid, error)
+
+    def _say_unreadable(self, channel: str, payload: str, pid: int, error: wire.WireError) -> None:
+        # Any role can send as many as it likes: they must not fill the log.
+        self._unreadable += 1
+        now = datetime.now(UTC)
+        if self._unreadable > _SAID_AT_FIRST and (now - self._unreadable_said).total_seconds() < _SAY_EVERY:
+            return
+        self._unreadable_said = now
+        later = (
+            "" if self._unreadable < _SAID_AT_FIRST else f"; later ones are counted, and said every {_SAY_EVERY:.0f} s"
+        )
+        logger.warning(
+            "A notification on %r from process %d was left out: %s. It began %.80r. It is number %d since the start%s.",
+            channel,
+            pid,
+            error,
+            payload,
+            self._unreadable,
+            "" if self._unreadable < _SAID_AT_FIRST else later,
+        )
 
     def _count_unknown(self, error: UnknownLabel) -> None:
         # Said and counted under as many names as a forger likes, they would fill the log and the memory.
@@ -216,12 +277,26 @@ class Relay:
             logger.warning("An event was left out: %s. %s.", error, what)
 
     def _newer(self, error: wire.UnknownVersion) -> None:
-        now = datetime.now(UTC)
         if not self._newer_version_said:
             self._newer_version_said = True
             logger.error("Events are lost: %s.", error)
-        for sink in self.sinks:
-            sink.gap(Gap(self.database, now, now, "an event of an unknown version", connected=False))
+        # The first at once, and then one a second for all that came meanwhile.
+        if self._newer_timer is None:
+            self._newer_gap()
+        else:
+            self._newer_waits = True
+
+    def _newer_gap(self) -> None:
+        now = datetime.now(UTC)
+        gap = Gap(self.database, now, now, "an event of an unknown version", connected=False)
+        self._to_sinks(lambda sink: sink.gap(gap))
+        self._newer_waits = False
+        self._newer_timer = asyncio.get_running_loop().call_later(_GAP_EVERY, self._newer_later)
+
+    def _newer_later(self) -> None:
+        self._newer_timer = None
+        if self._newer_waits:
+            self._newer_gap()
 
 
 def _refuse(database: str, error: Exception) -> None:
@@ -230,16 +305,11 @@ def _refuse(database: str, error: Exception) -> None:
     if isinstance(error, ConnectionDoesNotExist):
         known = ", ".join(connections)
         raise RelayRefused(f"There is no database {database!r} in settings.DATABASES; there are: {known}.") from error
-    refused_login = isinstance(error, psycopg.OperationalError) and _is_final(text)
-    refused_listen = isinstance(error, psycopg.Error) and error.sqlstate is not None and not _WILL_PASS.search(text)
+    refused_login = isinstance(error, psycopg.OperationalError) and _FINAL.search(text)
+    refused_listen = isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_FINAL_STATES)
     wrong_settings = isinstance(error, ImproperlyConfigured | psycopg.ProgrammingError)
-    standby = "during recovery" in text
-    if refused_login or refused_listen or wrong_settings or standby:
+    if refused_login or refused_listen or wrong_settings:
         raise RelayRefused(f"The database {database!r} refuses to be listened to: {text}") from error
-
-
-def _is_final(text: str) -> bool:
-    return bool(_WILL_NOT_PASS.search(text)) or ("FATAL" in text and not _WILL_PASS.search(text))
 
 
 def _one_line(error: BaseException) -> str:
