@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import IntegrityError, connection, transaction
+from django.db import IntegrityError, connection, connections, transaction
 from django.db.utils import NotSupportedError
 from django.test import TestCase
+from django.test.utils import CaptureQueriesContext
 
 import pgsignals
 from pgsignals import PgEvent, apublish, on_pg_event, publish
@@ -78,6 +80,18 @@ class InATestCase(TestCase):
         ]
         assert (events[3].old, events[3].new, events[3].changed) == ({"title": "b"}, {"title": "d"}, {"title"})
         assert (events[0].model, events[0].database) == (Article, "default")
+
+    def test_what_on_commit_publishes_is_seen_with_djangos_own_helper(self) -> None:
+        with capture_events() as events, self.captureOnCommitCallbacks(execute=True):
+            transaction.on_commit(lambda: publish("news", "committed"))
+        assert seen(events) == [("message", "committed")]
+
+    def test_a_block_may_begin_in_set_up_and_end_in_clean_up(self) -> None:
+        events = self.enterContext(capture_events())
+        Article.objects.create()
+        self.doCleanups()
+        assert [event.op for event in events] == ["insert"]
+        assert capturing() is None
 
     def test_the_next_test_begins_afresh(self) -> None:
         assert capturing() is None
@@ -210,6 +224,62 @@ def test_a_transaction_that_was_left_broken_is_told_with_the_remedy() -> None:
 
 
 @pytest.mark.django_db(transaction=True)
+def test_a_connection_that_was_closed_in_the_block_is_told() -> None:
+    with pytest.raises(CaptureError, match="'default' was closed in the block"), capture_events():  # noqa: PT012
+        Article.objects.create()
+        connection.close()
+    with capture_events() as events:
+        publish("news", 1)
+    assert seen(events) == [("message", 1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_exception_of_a_block_that_closed_the_connection_is_not_hidden() -> None:
+    with pytest.raises(ZeroDivisionError), capture_events():  # noqa: PT012
+        connection.close()
+        raise ZeroDivisionError
+
+
+def publish_an_event_of_a_model_that_is_gone() -> None:
+    Article.objects.create()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT payload FROM pg_temp.pgsignals_captured")
+        (payload,) = cursor.fetchone()
+    publish("news", json.loads(payload) | {"m": "shop.gone"})
+
+
+@pytest.mark.django_db
+def test_what_cannot_be_read_fails_the_test_with_the_reason() -> None:
+    with pytest.raises(CaptureError, match=r"'shop\.gone', and this project has no such model"), capture_events():
+        publish_an_event_of_a_model_that_is_gone()
+    assert temporary_tables() == []
+
+
+@pytest.mark.django_db
+def test_what_cannot_be_read_does_not_hide_an_exception_of_the_block() -> None:
+    with pytest.raises(ZeroDivisionError), capture_events():  # noqa: PT012
+        publish_an_event_of_a_model_that_is_gone()
+        raise ZeroDivisionError
+
+
+@pytest.mark.django_db
+def test_one_object_can_be_used_again() -> None:
+    capture = capture_events()
+    with capture as first:
+        Article.objects.create(pk=1)
+    with capture as second:
+        Article.objects.create(pk=2)
+    assert (seen(first), seen(second)) == ([("insert", 1)], [("insert", 2)])
+
+
+@pytest.mark.django_db
+def test_what_a_block_costs_is_what_the_documentation_says() -> None:
+    with CaptureQueriesContext(connection) as queries, capture_events():
+        before = len(queries)
+    assert (before, len(queries) - before) == (4, 3)
+
+
+@pytest.mark.django_db(transaction=True)
 def test_another_roles_table_of_that_name_is_no_trap() -> None:
     """A trigger on it would run with the rights of whoever writes: of a SECURITY DEFINER function, for example."""
     role = f"mallory_{uuid.uuid4().hex[:8]}"
@@ -221,6 +291,7 @@ def test_another_roles_table_of_that_name_is_no_trap() -> None:
         )
     try:
         with connect() as mallory:
+            session = mallory.info.backend_pid
             mallory.execute(f"SET ROLE {role}")
             mallory.execute("CREATE TEMPORARY TABLE pgsignals_captured (channel text, payload text)")
             mallory.execute(
@@ -238,6 +309,8 @@ def test_another_roles_table_of_that_name_is_no_trap() -> None:
             assert mallory.execute("SELECT count(*) FROM pgsignals_captured").fetchone() == (0,)
     finally:
         with connect() as admin:
+            # A role goes only after its temporary tables, and these only with the last of its session.
+            admin.execute("SELECT pg_terminate_backend(%s, 20000)", [session])
             admin.execute("DROP FUNCTION write_for_all()")
             admin.execute(f"DROP ROLE {role}")
     assert Article.objects.get().title == "by the definer"
@@ -351,6 +424,27 @@ class InAnAsyncTestCase(TestCase):
         async with capture_events() as events:
             await Article.objects.acreate(title="a")
         assert [event.op for event in events] == ["insert"]
+
+
+@pytest.fixture
+def other_database(transactional_db: None) -> Iterator[str]:
+    """An alias with a connection of its own. It leads to the same database, which has the triggers."""
+    connections["other"] = connection.copy("other")
+    yield "other"
+    connections["other"].close()
+    del connections["other"]
+
+
+def test_each_database_has_a_block_of_its_own(other_database: str) -> None:
+    with capture_events() as here, capture_events(other_database, run=True) as there:
+        Article.objects.create(pk=1)
+        Article.objects.using("other").create(pk=2)
+        publish("news", "here")
+        publish("news", "there", using="other")
+    assert seen(here) == [("insert", 1), ("message", "here")]
+    assert seen(there) == [("insert", 2), ("message", "there")]
+    assert [event.database for event in here + there] == ["default", "default", "other", "other"]
+    assert there[0].instance()._state.db == "other"
 
 
 @pytest.mark.django_db(databases=["default", "sqlite"])
