@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +29,7 @@ from .sink import START, Gap
 logger = logging.getLogger("pgsignals.dispatch")
 
 _OVERHEAD = 200
-"""Bytes that an event occupies besides its payload, roughly."""
+"""Bytes that an event occupies besides its payload, or a gap, roughly."""
 
 Item = Sequence[PgEvent] | Gap
 
@@ -39,41 +40,56 @@ class Buffer:
     def __init__(self, database: str, megabytes: int) -> None:
         self._database = database
         self._limit = megabytes * 1_000_000
-        self._items: deque[tuple[Item, int]] = deque()
+        self._items: deque[tuple[Item, int, datetime]] = deque()
         self._bytes = 0
         self._dropped = 0
-        self._dropped_since: datetime | None = None
+        self._overflow: Gap | None = None
+        """What was dropped since `take`."""
         self._lock = threading.Lock()
 
     def put(self, item: Item, size: int = 0) -> None:
-        """Append; the oldest events give way where there are too many bytes."""
+        """Append; the oldest items give way where there are too many bytes."""
+        size += _OVERHEAD * (1 if isinstance(item, Gap) else len(item))
         with self._lock:
-            self._items.append((item, size))
+            self._items.append((item, size, datetime.now(UTC)))
             self._bytes += size
             while self._bytes > self._limit and len(self._items) > 1:
                 self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        item, size = self._items.popleft()
+        item, size, arrived = self._items.popleft()
         self._bytes -= size
-        if isinstance(item, Gap):  # what could be lost before is covered by the gap that is announced now
-            return
-        if not self._dropped:
-            self._dropped_since = datetime.now(UTC)
-        self._dropped += len(item)
+        if self._overflow is None:
+            # Here, and not only when they are taken: a receiver may hang for ever.
+            logger.warning("Receivers are too slow: the buffer is full, and its oldest events are dropped.")
+        # A gap that nobody heard of becomes a part of this one.
+        gaps = [one for one in (self._overflow, item) if isinstance(one, Gap)]
+        self._overflow = Gap(
+            self._database,
+            since=min([arrived, *(gap.since for gap in gaps)]),
+            until=datetime.now(UTC),
+            cause="overflow",
+            connected=any(gap.connected for gap in gaps),
+        )
+        self._dropped += 0 if isinstance(item, Gap) else len(item)
 
     def take(self) -> list[Item]:
         """Everything that waits, after the gap that an overflow left."""
         with self._lock:
-            items: list[Item] = [item for item, _ in self._items]
+            items: list[Item] = [item for item, _, _ in self._items]
             self._items.clear()
             self._bytes = 0
-            if self._dropped and self._dropped_since:
+            if self._overflow is not None:
                 cause = f"overflow: {self._dropped} events waited longer than the buffer of receivers is big"
-                items.insert(0, Gap(self._database, self._dropped_since, datetime.now(UTC), cause, connected=False))
+                items.insert(0, replace(self._overflow, cause=cause))
                 logger.warning("Events were dropped (%s); receivers of relay_gap are told.", cause)
-                self._dropped, self._dropped_since = 0, None
+                self._dropped, self._overflow = 0, None
             return items
+
+    def __len__(self) -> int:
+        """The number of events that wait."""
+        with self._lock:
+            return sum(len(item) for item, _, _ in self._items if not isinstance(item, Gap))
 
 
 class ReceiversSink:
@@ -102,6 +118,8 @@ class ReceiversSink:
         self._thread = threading.Thread(target=self._work, name="pgsignals-receivers", daemon=True)
         self._wake_loop = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._async_left = 0
+        """Events that the task has taken, and no receiver has seen yet."""
 
     async def start(self) -> None:
         """Start the thread and the task."""
@@ -110,7 +128,6 @@ class ReceiversSink:
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Hand the events on where somebody waits for them."""
-        size += _OVERHEAD * len(events)
         wanted = [receiver.is_async for receiver in self.registry if self._wants(receiver)]
         if pg_event.receivers or not all(wanted):
             self._for_thread.put(events, size)
@@ -138,7 +155,7 @@ class ReceiversSink:
         if self._task is not None:
             await asyncio.wait([self._task], timeout=self.stop_within)
             self._task.cancel()
-        left = sum(len(item) for item in self._for_thread.take() if not isinstance(item, Gap))
+        left = len(self._for_thread) + len(self._for_loop) + self._async_left
         if left:
             logger.warning("Stopped with %d events that no receiver had seen yet; fast events are not kept.", left)
 
@@ -197,12 +214,17 @@ class ReceiversSink:
         while not self._stopping:
             await self._wake_loop.wait()
             self._wake_loop.clear()
-            for item in self._for_loop.take():
+            items = self._for_loop.take()
+            self._async_left = sum(len(item) for item in items if not isinstance(item, Gap))
+            for item in items:
                 if isinstance(item, Gap):
                     self.gap(item)
                     continue
                 for event in item:
+                    if self._stopping:
+                        return
                     await self._each_async(event)
+                    self._async_left -= 1
             # Once for all that waited: it costs a way to another thread and back.
             await _refresh_async_connections()
 
@@ -261,15 +283,15 @@ def _tell(signal: EventSignal, database: str, **arguments: Any) -> None:
 
 
 def report(function: Callable[..., Any], name: str, event: PgEvent, error: BaseException) -> None:
-    """Say that a receiver raised: a log line with the traceback, and the signal `receiver_failed`."""
-    logger.error(
-        "The receiver %s raised %s for %r. Other receivers and later events are not affected.",
-        name,
-        type(error).__name__,
-        event,
-        exc_info=error,
-    )
+    """Say that a receiver raised: a log line with the traceback, and the signal `receiver_failed`. Never raises."""
     try:
+        logger.error(
+            "The receiver %s raised %s for %r. Other receivers and later events are not affected.",
+            name,
+            type(error).__name__,
+            event,
+            exc_info=error,
+        )
         receiver_failed.send_robust(sender=function, receiver=function, event=event, exception=error)
     except BaseException:
-        logger.exception("A receiver of the signal receiver_failed ended with more than an exception.")
+        logger.exception("That a receiver failed could not be reported to all who wait for it.")

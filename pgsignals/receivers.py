@@ -91,7 +91,7 @@ class Receiver:
     @property
     def name(self) -> str:
         """Its import path."""
-        named = getattr(self.function, "__qualname__", repr(self.function))
+        named = getattr(self.function, "__qualname__", None) or _repr(self.function)
         return f"{getattr(self.function, '__module__', '?')}.{named}"
 
     @property
@@ -99,6 +99,13 @@ class Receiver:
         """File and line, as far as Python can tell."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)
         return f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown place"
+
+
+def _repr(function: object) -> str:
+    try:
+        return repr(function)
+    except Exception:  # the project's own code, and this is wanted where something failed already
+        return f"a {type(function).__name__}"
 
 
 Matches = list[tuple[Receiver, tuple[Condition, ...] | None]]

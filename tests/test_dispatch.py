@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -235,6 +236,67 @@ def test_the_buffer_drops_the_oldest_and_says_how_many() -> None:
     assert gap.since <= gap.until
     assert [[event.payload for event in item] for item in kept if not isinstance(item, Gap)] == [[3, -3], [4, -4]]
     assert buffer.take() == []
+
+
+def test_a_gap_that_gives_way_is_a_part_of_the_one_that_is_announced() -> None:
+    """Of a reconnect, for example: an event as big as the buffer must not swallow it."""
+    buffer = Buffer("default", 1)
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    buffer.put(Gap("default", long_ago, long_ago, "the server was restarted"))
+    buffer.put([message(1)], 5_000_000)
+    gap, kept = buffer.take()
+    assert isinstance(gap, Gap)
+    assert (gap.since, gap.connected) == (long_ago, True)
+    assert kept == [message(1)]
+
+
+def test_an_overflow_began_when_the_oldest_that_was_dropped_arrived() -> None:
+    buffer = Buffer("default", 1)
+    before = datetime.now(UTC)
+    buffer.put([message(1)], 900_000)
+    after = datetime.now(UTC)
+    buffer.put([message(2)], 900_000)
+    buffer.put([message(3)], 900_000)
+    gap, *_ = buffer.take()
+    assert isinstance(gap, Gap)
+    assert before <= gap.since <= after <= gap.until
+
+
+def test_an_overflow_is_said_at_once_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A receiver that hangs takes nothing any more."""
+    buffer = Buffer("default", 1)
+    for number in range(9):
+        buffer.put([message(number)], 600_000)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Receivers are too slow: the buffer is full, and its oldest events are dropped."
+    ]
+
+
+def test_gaps_that_wait_are_bounded_too() -> None:
+    buffer = Buffer("default", 1)
+    now = datetime.now(UTC)
+    for _ in range(50_000):
+        buffer.put(Gap("default", now, now, "an event of an unknown version", connected=False))
+    assert len(buffer.take()) < 10_000
+
+
+def test_what_cannot_even_be_reported_stops_no_receiver() -> None:
+    """A callable whose repr() raises, and that raises."""
+    box = Box()
+
+    class Odd:
+        def __call__(self, event: PgEvent) -> None:
+            raise ZeroDivisionError
+
+        def __repr__(self) -> str:
+            raise ZeroDivisionError
+
+    on_pg_event("app_events")(Odd())
+    on_pg_event("app_events")(lambda event: box.put(event.payload))
+    with relaying():
+        publish("app_events", 1)
+        publish("app_events", 2)
+        assert box.wait(2) == [1, 2]
 
 
 def test_the_buffer_keeps_one_item_however_big_it_is() -> None:
