@@ -8,13 +8,13 @@ import subprocess
 import sys
 import types
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import IntegrityError, connection, connections, transaction
+from django.db import DataError, IntegrityError, connection, connections, transaction
 from django.db.utils import NotSupportedError
 from django.test import TestCase
 from django.test.utils import CaptureQueriesContext
@@ -69,6 +69,7 @@ class InATestCase(TestCase):
             with connection.cursor() as cursor:
                 cursor.execute("DELETE FROM shop_article WHERE id = %s", [before.pk])
         Article.objects.create(title="after")
+        publish("news", "after")
         assert seen(events) == [
             ("insert", one.pk),
             ("insert", two.pk),
@@ -195,10 +196,13 @@ def test_blocks_can_be_nested() -> None:
 
 @pytest.mark.django_db
 def test_an_exception_of_the_block_is_not_hidden_and_nothing_is_left_behind() -> None:
+    calls: list[PgEvent] = []
+    on_pg_event(Article)(calls.append)
     with pytest.raises(ZeroDivisionError), capture_events(run=True) as events:  # noqa: PT012
         Article.objects.create()
         raise ZeroDivisionError
     assert [event.op for event in events] == ["insert"]
+    assert calls == []
     assert capturing() is None
     assert temporary_tables() == []
 
@@ -213,14 +217,24 @@ def test_an_error_that_breaks_the_transaction_is_not_hidden() -> None:
     assert len(events) == 1
 
 
+def break_for_django() -> None:
+    transaction.set_rollback(True)
+
+
+def break_for_postgresql() -> None:
+    with connection.cursor() as cursor, pytest.raises(DataError):
+        cursor.execute("SELECT 1/0")
+
+
 @pytest.mark.django_db
-def test_a_transaction_that_was_left_broken_is_told_with_the_remedy() -> None:
+@pytest.mark.parametrize("break_it", [break_for_django, break_for_postgresql])
+def test_a_transaction_that_was_left_broken_is_told_with_the_remedy(break_it: Callable[[], None]) -> None:
     with (
         pytest.raises(CaptureError, match=r"expected to fail into transaction\.atomic"),
         transaction.atomic(),
         capture_events(),
     ):
-        transaction.set_rollback(True)
+        break_it()
 
 
 @pytest.mark.django_db(transaction=True)
