@@ -607,8 +607,9 @@ def bars_of(
         for operation in ("create", "save"):
             bars.append(Bar(f"{who}: ORM {operation}", single[operation, 1].ratio(key), 1.20))
         bars.append(Bar(f"{who}: bulk_create", orm["bulk_create"].ratio(key), 1.10))
-        bars.append(Bar(f"{who}: INSERT ... SELECT", bulk["insert"].ratio(key), 1.35))
         values = key == "fields"
+        if not values:
+            bars.append(Bar(f"{who}: INSERT ... SELECT", bulk["insert"].ratio(key), 1.35))
         bars.append(Bar(f"{who}: UPDATE", bulk["update"].ratio(key), 2.5 if values else 2.0))
         rival = "row_fields" if values else "row_pk"
         for operation in bulk:

@@ -38,7 +38,7 @@ OLD = "pgsignals_o"
 NEW = "pgsignals_n"
 
 SEPARATOR = r"E'\x01'"
-"""Between entries. No JSON holds this character as it is."""
+"""Between rows, where a payload has a comma. No JSON holds this character as it is."""
 
 _MEMORY = 64_000_000
 """Bytes of entries, by the widest that they can be, that one statement may have in memory. PostgreSQL holds the text
@@ -122,7 +122,7 @@ class Rows:
     def entry(self, operation: str) -> str:
         """The row, as it stands in a payload."""
         sides = {INSERT: (NEW,), DELETE: (OLD,), UPDATE: (OLD, NEW)}[operation]
-        return self._fitted(self._key(sides[0]), self._rest(*sides))
+        return f"'[' || {self._fitted(self._key(sides[0]), self._rest(*sides))} || ']'"
 
     def satisfied(self, operation: str) -> str:
         """Whether the row is one that is to be announced; empty where every row is."""
@@ -171,7 +171,7 @@ class Rows:
 
     def _one_sided(self, operation: str, table: str, alias: str, blocks: bool) -> str:
         where = f" WHERE {self._satisfied(alias)}" if self.when else ""
-        rows = f"SELECT {self._key(alias)} AS key, {self._rest(alias)} AS rest FROM {table} AS {alias}{where} OFFSET 0"
+        rows = f"SELECT {self._parts(self._key(alias), self._rest(alias))} FROM {table} AS {alias}{where} OFFSET 0"
         return self._texts(self._checked(table, literal(self._opening(operation))), [], rows, blocks=blocks)
 
     def update(self, *, blocks: bool = False, whole: bool = False) -> str:
@@ -185,10 +185,10 @@ class Rows:
         masks = self._masks()
         moves = f"CASE WHEN {left} THEN {_KEY_LEFT} WHEN {came} THEN {_KEY_CAME} ELSE {masks[0]} END AS m0"
         others = [f"{mask} AS m{place}" for place, mask in enumerate(masks) if place]
-        key = f"CASE WHEN {came} THEN {self._key(NEW)} ELSE {self._key(OLD)} END AS key"
+        key = f"(CASE WHEN {came} THEN {self._key(NEW)} ELSE {self._key(OLD)} END)"
         rest = self._rest(OLD, NEW)
         if self.fields:
-            rest = f"CASE WHEN {left} THEN {self._rest(OLD)} WHEN {came} THEN {self._rest(NEW)} ELSE {rest} END"
+            rest = f"(CASE WHEN {left} THEN {self._rest(OLD)} WHEN {came} THEN {self._rest(NEW)} ELSE {rest} END)"
         tests = []
         if differs := self._watched_differ() or (f"{OLD}.* *<> {NEW}.*" if whole else ""):
             tests.append(f"({left} OR {came} OR {differs})")
@@ -196,7 +196,7 @@ class Rows:
             tests.append(f"CASE WHEN {left} THEN {self._satisfied(OLD)} ELSE {self._satisfied(NEW)} END")
         where = f" WHERE {_all(tests)}" if tests else ""
         rows = (
-            f"SELECT {', '.join([moves, *others, key])}, {rest} AS rest "
+            f"SELECT {', '.join([moves, *others, self._parts(key, rest)])} "
             f"FROM {OLD_ROWS} AS {OLD} FULL JOIN {NEW_ROWS} AS {NEW} ON {self.same_key()}{where} OFFSET 0"
         )
         names = [f"m{place}" for place in range(len(masks))]
@@ -204,17 +204,20 @@ class Rows:
         return self._texts(self._checked(NEW_ROWS, self._update_opening()), names, rows, news, blocks=blocks)
 
     def _texts(self, opening: str, groups: list[str], rows: str, where: str = "", *, blocks: bool) -> str:
-        """Rows, given as masks, key and rest, as a text for each group; as several for each where blocks are asked for.
+        """Rows, given as masks and parts, as a text for each group; as several for each where blocks are asked for.
 
         OFFSET 0 keeps PostgreSQL from working an expression out again for each place where it is used.
         """
-        entries = "".join(f"{mask}, " for mask in groups) + f"{self._fitted('key', 'rest')} AS entry"
+        entry = "entry" if self._is_narrow else f"{self._fitted('key', 'rest')} AS entry"
+        entries = "".join(f"{mask}, " for mask in groups) + entry
         if blocks:
             entries += f", row_number() OVER () / {max(_BLOCK // self._width, 1)} AS block"
             groups = [*groups, "block"]
         listed = ", ".join(groups)
         return (
-            f"SELECT {opening}, convert_to(string_agg(entry, {SEPARATOR}), getdatabaseencoding()) "
+            # The brackets of a row stand between rows, where they cost no step for each.
+            f"SELECT {opening}, "
+            f"convert_to('[' || string_agg(entry, ']' || {SEPARATOR} || '[') || ']', getdatabaseencoding()) "
             f"FROM (SELECT {entries} FROM ({rows}) AS parts{where}) AS entries "
             # Without groups there would be a text, of nothing, where there is no row.
             + (f"GROUP BY {listed} ORDER BY {listed}" if groups else "HAVING count(*) > 0")
@@ -229,13 +232,25 @@ class Rows:
         # With a comma after each, and the brackets.
         return min(sum(wire.MAX_PAYLOAD if width is None else width + 1 for width in widths) + 10, wire.MAX_PAYLOAD)
 
+    @property
+    def _is_narrow(self) -> bool:
+        return self._width <= _NARROW
+
+    def _parts(self, key: str, rest: str) -> str:
+        """A row's entry, or what it is made of where it must be seen what fits."""
+        return f"{self._fitted(key, rest)} AS entry" if self._is_narrow else f"{key} AS key, {rest} AS rest"
+
     def _fitted(self, key: str, rest: str) -> str:
-        """A row that does not fit alone leaves its key; a key that does not fit leaves `[]`."""
-        if self._width <= _NARROW:
-            return f"'[' || {key} || {rest} || ']'"
+        """What stands between the brackets of a row.
+
+        A row that does not fit alone leaves its key; a key that does not fit leaves nothing.
+        """
+        whole = f"{key} || {rest}" if self.fields else key
+        if self._is_narrow:
+            return whole
         return (
-            f"CASE WHEN octet_length({key}) + octet_length({rest}) + 2 <= room THEN '[' || {key} || {rest} || ']' "
-            f"WHEN octet_length({key}) + 2 <= room THEN '[' || {key} || ']' ELSE '[]' END"
+            f"CASE WHEN octet_length({key}) + octet_length({rest}) + 2 <= room THEN {whole} "
+            f"WHEN octet_length({key}) + 2 <= room THEN {key} ELSE '' END"
         )
 
     @staticmethod
@@ -331,14 +346,14 @@ class Rows:
         """What follows the key in a row: the values of each side; NULL where one of them is too big in any case."""
         if not self.fields:
             return "''"
-        sides = " || ',' || ".join(_list([self._json_of(field, alias) for field in self.fields]) for alias in aliases)
+        sides = [" || ',' || ".join(self._json_of(field, alias) for field in self.fields) for alias in aliases]
         huge = [
             f"pg_column_size({alias}.{self._column(field)}) > {_HUGE}"
             for alias in aliases
             for field in self.fields
             if (self._kind(field).width or _HUGE) >= _HUGE
         ]
-        values = f"',' || {sides}"
+        values = "',[' || " + " || '],[' || ".join(sides) + " || ']'"
         return f"CASE WHEN {' OR '.join(huge)} THEN NULL ELSE {values} END" if huge else values
 
     def _json_of(self, field: Field[Any, Any], alias: str) -> str:
