@@ -343,6 +343,50 @@ def test_a_second_signal_ends_it_at_once(start: Start, number: int) -> None:
     assert listen.ended() == 128 + number
 
 
+def test_a_second_signal_ends_it_also_where_a_receiver_blocks_the_event_loop(start: Start) -> None:
+    listen = start("listen", receivers="block")
+    listen.says(LISTENS)
+    publish("app_events", 1)
+    listen.says("receiver blocks")
+    listen.send(signal.SIGTERM)
+    listen.send(signal.SIGINT)
+    # Two signals may arrive as one that was not yet taken.
+    while listen.process.poll() is None:
+        listen.send(signal.SIGTERM)
+        time.sleep(0.01)
+    assert listen.ended() in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def test_where_nobody_reads_what_is_printed_it_goes_on_and_ends_in_order(child_environment: dict[str, str]) -> None:
+    """A pipe holds 64 kB; the relay must neither wait for its reader, nor at its own end."""
+    environment = {**child_environment, "DJANGO_SETTINGS_MODULE": "tests.settings_listeners"}
+    environment["PGSIGNALS_TEST_RECEIVERS"] = "say"
+    unread = subprocess.PIPE
+    command = [sys.executable, "-m", "django", "listen", "--print"]
+    with subprocess.Popen(command, env=environment, cwd=ROOT, stdout=unread, stderr=unread, text=True) as process:
+        assert process.stderr
+        assert any(LISTENS in line for line in process.stderr)
+        for number in range(60):
+            publish("app_events", {"number": number, "x": "y" * 7000})
+        publish("app_events", {"type": "user.created", "id": "the last"})
+        assert any("receiver says user.created the last" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(WITHIN) == 0
+    assert "Nobody takes what is printed" in said
+    assert "Stopped." in said
+
+
+def test_half_a_character_is_printed_as_json_escapes_it(start: Start) -> None:
+    listen = start("listen", "--print", "app_events")
+    listen.says(LISTENS)
+    with connect() as writer, writer.transaction():
+        for payload in ("1", '"\\ud800"', '"é"'):
+            writer.execute("SELECT pg_notify('app_events', %s)", [payload])
+    lines = listen.out.wait(3)
+    assert [json.loads(line)["payload"] for line in lines] == [1, "\ud800", "é"]
+
+
 def test_a_signal_while_it_waits_to_reconnect_ends_it(start: Start) -> None:
     """Not only after the wait."""
     listen = start("listen", PGHOST="/tmp/no-such-folder")

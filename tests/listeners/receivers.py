@@ -46,6 +46,15 @@ if "hang" in _named:
         threading.Event().wait()
 
 
+if "block" in _named:
+
+    @on_pg_event("app_events")
+    async def blocks(event: PgEvent) -> None:
+        """The event loop itself: no asynchronous code should."""
+        say("receiver blocks")
+        threading.Event().wait()
+
+
 if "raise" in _named:
 
     @on_pg_event("app_events")

@@ -76,26 +76,32 @@ class Command(OfflineChecks):
             sinks.append(channels_sink)
         relay = build(database, channels=channels, more=sinks)
         if self._printing:
-            relay.sinks = [*relay.sinks, PrintSink(_write_line, lambda: _nobody_reads(relay))]
+            relay.sinks = [*relay.sinks, PrintSink(relay.database, _write_line, lambda: _nobody_reads(relay))]
         elif self._verbosity >= 2:
-            relay.sinks = [*relay.sinks, PrintSink(lambda line: self._say(line), relay.stop)]
+            relay.sinks = [*relay.sinks, PrintSink(relay.database, self._say, relay.stop)]
         self._end_on_signals(relay)
         self._introduce(relay, bool(channels_sink))
         await relay.run()
 
     def _end_on_signals(self, relay: Relay) -> None:
         loop = asyncio.get_running_loop()
+        stopping = _("Stopping; a running receiver may finish. A second signal ends it at once.")
+        ended = False
 
-        def end() -> None:
+        def end(number: int, frame: object) -> None:
+            nonlocal ended
+            if ended:
+                os._exit(128 + number)
+            ended = True
             relay.stop()
-            for one in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(one)
-                # Now also while the loop waits for a receiver that never returns.
-                signal.signal(one, lambda again, frame: os._exit(128 + again))
-            self._say(_("Stopping; a running receiver may finish. A second signal ends it at once."))
+            # Here something else may just be writing.
+            loop.call_soon_threadsafe(self._say, stopping)
 
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
+            # The loop's way to be woken by a signal that another thread took. Its handler alone would not do: a
+            # receiver that blocks the loop would keep it from ever being called.
+            loop.add_signal_handler(number, lambda: None)
+            signal.signal(number, end)
 
     def _introduce(self, relay: Relay, forwards: bool) -> None:
         self._say(
@@ -141,8 +147,11 @@ def _channels_sink(channels: list[str]) -> Any:
 
 
 def _write_line(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    # Past Python's own buffer, whose lock would hold up the end of the process while nobody reads. What is no Unicode
+    # (half of a pair) is written as JSON escapes it.
+    data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
 
 
 def _nobody_reads(relay: Relay) -> None:
