@@ -58,8 +58,9 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
     return _BODY.substitute(
         head=literal(f'{{"v":{wire.VERSION},"d":{json_text(declaration.name)},"s":'),
         label=literal(f',"m":{json_text(model._meta.label_lower)}'),
-        finish=_FINISH.substitute(limit=wire.MAX_PAYLOAD),
         send=_SEND.substitute(captured=CAPTURED, channel=literal(declaration.channel or wire.CHANNEL)),
+        # Entries that fit into any room need not ask for it.
+        room="" if rows.is_narrow else f"room := {wire.MAX_PAYLOAD} - octet_length(head) - {rows.reserved};",
         limit=wire.MAX_PAYLOAD,
         reserved=rows.reserved,
         max_context=MAX_CONTEXT,
@@ -109,18 +110,6 @@ def _unless(satisfied: str) -> str:
     return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
 
 
-# What makes of `contents` a payload.
-_FINISH = Template("""
-    -- PostgreSQL folds equal payloads of one transaction into one: time and number make each its own.
-    number := coalesce(number, 0) + 1;
-    contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
-    IF contents IS NULL THEN
-        RAISE EXCEPTION 'a column is of another type than its field';
-    ELSIF octet_length(contents) > $limit THEN
-        RAISE EXCEPTION 'a value is wider than its column may be';
-    END IF;
-""")
-
 _SEND = Template("""
     IF current_setting('pgsignals.capture', true) = 'on' THEN
         -- Of another role it could be a trap: what hangs on it would run with the rights of ours.
@@ -129,9 +118,11 @@ _SEND = Template("""
             INSERT INTO pg_temp.$captured (channel, payload) VALUES ($channel, contents);
         END IF;
     END IF;
-    PERFORM pg_notify($channel, contents);
+    -- PERFORM would run a query.
+    sent := pg_notify($channel, contents);
 """)
 
+# PostgreSQL folds equal payloads of one transaction into one: time and number make each its own.
 # PL/pgSQL prepares each of its expressions anew in each transaction, so on the way of a single row there are few.
 _BODY = Template("""
 #variable_conflict use_column
@@ -152,6 +143,7 @@ DECLARE
     reach integer;
     taken integer;
     number bigint;
+    sent text;
     problem text;
     remedy text;
 BEGIN
@@ -164,9 +156,9 @@ BEGIN
                 || ',"x":' || pg_current_xact_id()::text
                 || ',"t":' || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
                 || $label;
-            -- Any role may set it, so it may hold anything.
-            context := current_setting('pgsignals.context', true);
-            IF context <> '' AND attempt < 3 THEN
+            IF current_setting('pgsignals.context', true) <> '' AND attempt < 3 THEN
+                -- Any role may set it, so it may hold anything.
+                context := current_setting('pgsignals.context', true);
                 remedy := $context_remedy;
                 -- Deeper than that, no listener would read it.
                 IF octet_length(context) > $max_context OR json_typeof(context::json) <> 'object'
@@ -176,12 +168,11 @@ BEGIN
                 remedy := NULL;
                 head := head || ',"k":' || context;
             END IF;
-            room := $limit - octet_length(head) - $reserved;
+            $room
             IF attempt = 1 AND TG_OP = 'INSERT' THEN
                 SELECT * INTO STRICT $new FROM $new_rows;
                 $unless_insert_satisfied
-                opening := $insert_opening;
-                contents := $insert_entry;
+                contents := head || $insert_opening || ',"n":1,"r":[' || $insert_entry || ']}';
             ELSIF attempt = 1 AND TG_OP = 'UPDATE' THEN
                 SELECT * INTO STRICT $old FROM $old_rows;
                 SELECT * INTO STRICT $new FROM $new_rows;
@@ -189,22 +180,20 @@ BEGIN
                 $unless_update_satisfied
                 listed := $changed_names;
                 $unless_changed
-                opening := $update_opening || $changed;
-                contents := $update_entry;
+                contents := head || $update_opening || $changed || ',"n":1,"r":[' || $update_entry || ']}';
             ELSIF attempt = 1 AND TG_OP = 'DELETE' THEN
                 SELECT * INTO STRICT $old FROM $old_rows;
                 $unless_delete_satisfied
-                opening := $delete_opening;
-                contents := $delete_entry;
+                contents := head || $delete_opening || ',"n":1,"r":[' || $delete_entry || ']}';
             ELSIF TG_OP = 'TRUNCATE' THEN
-                opening := ',"o":"t"';
-                contents := '';
+                contents := head || ',"o":"t","n":1,"r":[]}';
             ELSIF attempt = 4 THEN
                 several := false;
-                opening := ',"o":"' || lower(left(TG_OP, 1)) || '","i":1';
-                contents := '[]';
+                contents := head || ',"o":"' || lower(left(TG_OP, 1)) || '","i":1,"n":1,"r":[[]]}';
             ELSE
                 several := true;
+                room := $limit - octet_length(head) - $reserved;
+                number := 0;
                 entries := '';
                 place := 1;
                 IF TG_OP = 'DELETE' THEN
@@ -241,9 +230,7 @@ BEGIN
                     OPEN texts FOR $updates;
                 END IF;
             END IF;
-            IF several IS NOT TRUE THEN
-                $finish
-            ELSE
+            IF several THEN
                 LOOP
                     IF place > octet_length(entries) THEN
                         FETCH texts INTO opening, entries;
@@ -272,9 +259,17 @@ BEGIN
                     contents := convert_from(substring(entries FROM place FOR taken), getdatabaseencoding());
                     contents := replace(contents, $separator, ',');
                     place := place + taken + 1;
-                    $finish
+                    number := number + 1;
+                    contents := head || opening || ',"n":' || number || ',"r":[' || contents || ']}';
+                    IF contents IS NULL THEN
+                        RAISE EXCEPTION 'a column is of another type than its field';
+                    END IF;
                     $send
                 END LOOP;
+            ELSIF octet_length(contents) <= $limit THEN
+                NULL;
+            ELSE
+                RAISE EXCEPTION 'a column is of another type than its field, or a value wider than its column may be';
             END IF;
         EXCEPTION WHEN OTHERS THEN
             contents := NULL;

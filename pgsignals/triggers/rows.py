@@ -208,7 +208,7 @@ class Rows:
 
         OFFSET 0 keeps PostgreSQL from working an expression out again for each place where it is used.
         """
-        entry = "entry" if self._is_narrow else f"{self._fitted('key', 'rest')} AS entry"
+        entry = "entry" if self.is_narrow else f"{self._fitted('key', 'rest')} AS entry"
         entries = "".join(f"{mask}, " for mask in groups) + entry
         if blocks:
             entries += f", row_number() OVER () / {max(_BLOCK // self._width, 1)} AS block"
@@ -233,12 +233,13 @@ class Rows:
         return min(sum(wire.MAX_PAYLOAD if width is None else width + 1 for width in widths) + 10, wire.MAX_PAYLOAD)
 
     @property
-    def _is_narrow(self) -> bool:
+    def is_narrow(self) -> bool:
+        """Whether every entry fits into any payload."""
         return self._width <= _NARROW
 
     def _parts(self, key: str, rest: str) -> str:
         """A row's entry, or what it is made of where it must be seen what fits."""
-        return f"{self._fitted(key, rest)} AS entry" if self._is_narrow else f"{key} AS key, {rest} AS rest"
+        return f"{self._fitted(key, rest)} AS entry" if self.is_narrow else f"{key} AS key, {rest} AS rest"
 
     def _fitted(self, key: str, rest: str) -> str:
         """What stands between the brackets of a row.
@@ -246,7 +247,7 @@ class Rows:
         A row that does not fit alone leaves its key; a key that does not fit leaves nothing.
         """
         whole = f"{key} || {rest}" if self.fields else key
-        if self._is_narrow:
+        if self.is_narrow:
             return whole
         return (
             f"CASE WHEN octet_length({key}) + octet_length({rest}) + 2 <= room THEN {whole} "
