@@ -100,7 +100,11 @@ def check_channel(channel: str) -> None:
     """Raise PublishError unless an application may use the name for a channel of its own."""
     if not isinstance(channel, str) or not channel or "\0" in channel:
         raise PublishError(f"A channel's name is text of 1 to {wire.MAX_CHANNEL} bytes, and not {channel!r}.")
-    if (size := len(channel.encode())) > wire.MAX_CHANNEL:
+    try:
+        size = len(channel.encode())
+    except UnicodeEncodeError as error:
+        raise PublishError(f"The channel name {channel!r} is no text that UTF-8 can write ({error.reason}).") from error
+    if size > wire.MAX_CHANNEL:
         raise PublishError(
             f"The channel name {channel!r} has {size} bytes; PostgreSQL allows {wire.MAX_CHANNEL}. Shorten it."
         )
@@ -121,6 +125,10 @@ def to_json(channel: str, payload: Any) -> str:
             f"The payload for {channel!r} has {size} bytes; PostgreSQL allows {wire.MAX_PAYLOAD}. "
             "Send a key, and let the receiver fetch the rest."
         )
+    try:
+        wire.parse_json(text)
+    except wire.WireError as error:
+        raise PublishError(f"The payload for {channel!r} could not be read by a listener: {error}.") from error
     return text
 
 

@@ -8,6 +8,7 @@ nobody waits for costs one look-up.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -110,6 +111,7 @@ def _repr(function: object) -> str:
 
 Matches = list[tuple[Receiver, tuple[Condition, ...] | None]]
 """Receivers with the conditions that an event must still meet; None where nothing is left to meet."""
+Tables = tuple[dict[tuple[str, str], Matches], dict[str, Matches]]
 Identity = tuple[str, str, int] | int
 
 
@@ -118,34 +120,39 @@ class Registry:
 
     def __init__(self) -> None:
         self._receivers: dict[Identity, Receiver] = {}
-        self._rows: dict[tuple[str, str], Matches] | None = None
-        self._channels: dict[str, Matches] = {}
+        self._tables: Tables | None = None
+        """By model and operation, and by channel; made when an event comes, and anew after a receiver did."""
+        # Receivers may come while a relay runs in another thread.
+        self._lock = threading.RLock()
 
     def add(self, function: Callable[..., Any], condition: Condition) -> None:
         """Put a condition to a function's receiver. The same function with the same condition counts once.
 
         Raises TypeError where two decorators of one function disagree about `everywhere`.
         """
-        receiver = self._receivers.setdefault(_identity(function), Receiver(function))
-        # A module that is imported anew (a reload) brings the function as a new object.
-        receiver.function = function
-        receiver.is_async = _is_async(function)
-        if any(other.everywhere != condition.everywhere for other in receiver.conditions):
-            raise TypeError(f"{receiver.name}: everywhere= must be the same in all its @on_pg_event decorators.")
-        if condition not in receiver.conditions:
-            receiver.conditions.append(condition)
-        self._rows = None
+        with self._lock:
+            receiver = self._receivers.setdefault(_identity(function), Receiver(function))
+            # A module that is imported anew (a reload) brings the function as a new object.
+            receiver.function = function
+            receiver.is_async = _is_async(function)
+            if any(other.everywhere != condition.everywhere for other in receiver.conditions):
+                raise TypeError(f"{receiver.name}: everywhere= must be the same in all its @on_pg_event decorators.")
+            if condition not in receiver.conditions:
+                receiver.conditions.append(condition)
+            self._tables = None
 
     def __iter__(self) -> Iterator[Receiver]:
-        return iter(list(self._receivers.values()))
+        with self._lock:
+            return iter(list(self._receivers.values()))
 
     def __len__(self) -> int:
         return len(self._receivers)
 
     def clear(self) -> None:
         """Forget all receivers."""
-        self._receivers.clear()
-        self._rows = None
+        with self._lock:
+            self._receivers.clear()
+            self._tables = None
 
     def channels(self) -> set[str]:
         """The channels that receivers name."""
@@ -153,30 +160,30 @@ class Registry:
 
     def matching(self, event: PgEvent) -> list[Receiver]:
         """The receivers to be called for an event, in the order in which they were registered."""
-        if self._rows is None:
-            self._compile()
+        rows, channels = self._tables or self._compile()
         if event.op == MESSAGE:
-            found = self._channels.get(event.channel)
-        else:
-            found = (self._rows or {}).get((event.label or "", event.op))
-            if event.channel != CHANNEL:
-                return _once_each([*_admitted(found, event), *_admitted(self._channels.get(event.channel), event)])
-        return _admitted(found, event)
+            return _admitted(channels.get(event.channel), event)
+        found = _admitted(rows.get((event.label or "", event.op)), event)
+        if event.channel != CHANNEL:
+            return _once_each([*found, *_admitted(channels.get(event.channel), event)])
+        return found
 
-    def _compile(self) -> None:
+    def _compile(self) -> Tables:
         """Lazy labels are resolved here: by the time an event comes, all models exist."""
-        rows: dict[tuple[str, str], Matches] = defaultdict(list)
-        channels: dict[str, Matches] = defaultdict(list)
-        for receiver in self:
-            by_place: dict[tuple[str, str] | str, list[Condition]] = defaultdict(list)
-            for condition in receiver.conditions:
-                for place in _places(condition):
-                    by_place[place].append(condition)
-            for place, conditions in by_place.items():
-                table: Any = channels if isinstance(place, str) else rows
-                open_to_all = any(not one.changed and one.type is None for one in conditions)
-                table[place].append((receiver, None if open_to_all else tuple(conditions)))
-        self._channels, self._rows = dict(channels), dict(rows)
+        with self._lock:
+            rows: dict[tuple[str, str], Matches] = defaultdict(list)
+            channels: dict[str, Matches] = defaultdict(list)
+            for receiver in self._receivers.values():
+                by_place: dict[tuple[str, str] | str, list[Condition]] = defaultdict(list)
+                for condition in receiver.conditions:
+                    for place in _places(condition):
+                        by_place[place].append(condition)
+                for place, conditions in by_place.items():
+                    table: Any = channels if isinstance(place, str) else rows
+                    open_to_all = any(not one.changed and one.type is None for one in conditions)
+                    table[place].append((receiver, None if open_to_all else tuple(conditions)))
+            self._tables = (dict(rows), dict(channels))
+            return self._tables
 
 
 def _admitted(found: Matches | None, event: PgEvent) -> list[Receiver]:
@@ -204,7 +211,8 @@ def _identity(function: Callable[..., Any]) -> Identity:
     """
     name = getattr(function, "__qualname__", "<lambda>")
     code = getattr(inspect.unwrap(function), "__code__", None)
-    if "<" in name or code is None or inspect.ismethod(function):
+    # Wrappers that functools.wraps made of one function share all names with it.
+    if "<" in name or code is None or inspect.ismethod(function) or hasattr(function, "__wrapped__"):
         return id(function)
     return (function.__module__, name, code.co_firstlineno)
 

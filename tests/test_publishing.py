@@ -119,9 +119,9 @@ def test_the_longest_payload_and_the_longest_name_pass(transactional_db: None) -
     listening.connection.close()
 
 
-def deep() -> Any:
+def deep(levels: int = 100_000) -> Any:
     nested: list[Any] = []
-    for _ in range(100_000):
+    for _ in range(levels):
         nested = [nested]
     return nested
 
@@ -139,8 +139,10 @@ def deep() -> Any:
         ("app_events", "\ud800", "cannot be written as JSON"),
         ("app_events", deep(), "cannot be written as JSON"),
         ("app_events", "é" * 4000, "has 8002 bytes; PostgreSQL allows 7999"),
+        ("app_events", deep(110), "could not be read by a listener: its JSON is nested more than 100 levels"),
+        ("half \ud800", {}, "is no text that UTF-8 can write"),
     ],
-    ids=["empty", "none", "nul", "long name", "ours", "set", "nan", "surrogate", "deep", "big"],
+    ids=["empty", "none", "nul", "long name", "ours", "set", "nan", "surrogate", "deep", "big", "too deep", "half"],
 )
 def test_what_postgresql_would_refuse_is_refused_before_anything_is_sent(
     app_events: Listener, channel: Any, payload: Any, message: str

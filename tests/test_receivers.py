@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -345,3 +346,47 @@ def test_two_objects_of_one_class_are_two_receivers(registry: Registry) -> None:
     for receiver in registry.matching(row(Article, "insert")):
         receiver.function(row(Article, "insert"))
     assert [len(counter.events) for counter in counters] == [1, 1]
+
+
+def test_wrappers_of_one_function_are_receivers_of_their_own(registry: Registry) -> None:
+    """As a loop makes them that decorates with functools.wraps."""
+    calls: list[int] = []
+
+    def wrapped(event: PgEvent) -> None: ...
+
+    wrapped.__qualname__ = "wrapped"
+
+    def wrapper_of(number: int) -> Any:
+        @functools.wraps(wrapped)
+        def wrapper(event: PgEvent) -> None:
+            calls.append(number)
+
+        return wrapper
+
+    for number in range(3):
+        on_pg_event("app_events")(wrapper_of(number))
+    event = PgEvent(Origin(op="message", channel="app_events", database="default"), 1)
+    for receiver in registry.matching(event):
+        receiver.function(event)
+    assert calls == [0, 1, 2]
+
+
+def test_a_receiver_that_comes_while_events_are_matched_hides_no_other(registry: Registry) -> None:
+    """A relay in a web process matches in one thread while modules are still imported in another."""
+    on_pg_event("app_events")(lambda event: None)
+    event = PgEvent(Origin(op="message", channel="app_events", database="default"), 1)
+    missed: list[int] = []
+    done = threading.Event()
+
+    def match() -> None:
+        while not done.is_set():
+            if not registry.matching(event):
+                missed.append(1)
+
+    thread = threading.Thread(target=match)
+    thread.start()
+    for number in range(2000):
+        on_pg_event(f"other_{number}")(lambda event: None)
+    done.set()
+    thread.join()
+    assert missed == []
