@@ -27,7 +27,7 @@ ROWS = [
     ["dispatch"],
     ["triggers"],
     ["listening"],
-    ["live"],
+    ["live", "ready"],
     ["asgi", "checks", "management", "testing"],
     ["apps", "pytest_plugin"],
 ]
