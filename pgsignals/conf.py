@@ -20,6 +20,10 @@ class Settings:
     DATABASE: str = "default"
     """Alias of the database to listen to, and to publish to where the router has no opinion."""
 
+    LISTEN: str | None = None
+    """Where to connect for listening, if not as DATABASE says: another alias, or a connection string of libpq
+    (`host=... dbname=...` or `postgresql://...`). For projects whose own alias leads through a pooler."""
+
     CHANNELS: tuple[str, ...] = ()
     """Further channels to listen to, besides those that receivers name."""
 
@@ -35,17 +39,38 @@ class Settings:
     CONNECT_TIMEOUT: float = 10.0
     """Seconds that connecting, with its LISTEN, may take."""
 
+    PROBE_EVERY: float = 15.0
+    """Seconds between two proofs that what is sent to the database arrives at the relay."""
+
+    PROBE_WITHIN: float = 5.0
+    """Seconds within which the probe's token must arrive."""
+
+    SLOW_RECEIVER: float = 1.0
+    """Seconds that one call of a receiver may take before a warning names it."""
+
+    CONCURRENCY: int = 16
+    """Calls of asynchronous receivers that may run at the same time."""
+
+    BATCH: int = 1000
+    """Events that a receiver with batch=True gets at once, at most."""
+
     LOCK_TIMEOUT: float = 5.0
     """Seconds that creating a trigger waits for its table's lock before the migration gives up."""
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "DATABASE": (str,),
+    "LISTEN": (str, type(None)),
     "CHANNELS": (list, tuple),
     "CHANNEL_LAYER": (str, type(None)),
     "BUFFER": (int,),
     "RECONNECT_MAX": (int, float),
     "CONNECT_TIMEOUT": (int, float),
+    "PROBE_EVERY": (int, float),
+    "PROBE_WITHIN": (int, float),
+    "SLOW_RECEIVER": (int, float),
+    "CONCURRENCY": (int,),
+    "BATCH": (int,),
     "LOCK_TIMEOUT": (int, float),
 }
 

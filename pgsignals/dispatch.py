@@ -24,7 +24,7 @@ from .event import PgEvent
 from .receivers import Receiver, Registry
 from .receivers import registry as the_registry
 from .signals import EventSignal, pg_event, receiver_failed, relay_connected, relay_gap
-from .sink import START, Gap
+from .sink import START, Gap, Sink
 
 logger = logging.getLogger("pgsignals.dispatch")
 
@@ -92,7 +92,7 @@ class Buffer:
             return sum(len(item) for item, _, _ in self._items if not isinstance(item, Gap))
 
 
-class ReceiversSink:
+class ReceiversSink(Sink):
     """Gives events to the receivers of a registry, and to the signal `pg_event`.
 
     which: `all` receivers, or those that run `everywhere`.
@@ -135,9 +135,6 @@ class ReceiversSink:
         if any(wanted):
             self._for_loop.put(events, size)
             self._wake_loop.set()
-
-    def lost(self, cause: str) -> None:
-        """Receivers hear of it when the gap has an end."""
 
     def gap(self, gap: Gap) -> None:
         """Signals go through the worker thread: in order with events, and where blocking harms nobody else."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from .event import PgEvent
 
@@ -25,8 +24,8 @@ class Gap:
     """Whether the relay listens (again) since its end; False where something was left out while it listened."""
 
 
-class Sink(Protocol):
-    """Called in the relay's event loop. `put`, `gap` and `lost` must neither block nor raise."""
+class Sink:
+    """Called in the relay's event loop. No method may block, or raise. Override what is of interest."""
 
     async def start(self) -> None:
         """Before the relay connects."""
@@ -39,6 +38,17 @@ class Sink(Protocol):
 
     def gap(self, gap: Gap) -> None:
         """The relay listens (again), or had to leave something out. A start is a gap too."""
+
+    def duties(self) -> Collection[str]:
+        """What only one of several relays may do, by names that are the same in all of them."""
+        return ()
+
+    def lead(self, held: frozenset[str]) -> None:
+        """These duties are this relay's now, of those that any sink named."""
+
+    def waiting(self) -> tuple[int, float]:
+        """How many events wait, and for how many seconds the oldest has waited."""
+        return 0, 0.0
 
     async def stop(self) -> None:
         """Finish what is running, and drop the rest."""

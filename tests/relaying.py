@@ -50,16 +50,13 @@ class Box:
             return found()[0]
 
 
-class Tap:
+class Tap(Sink):
     """A sink that keeps what it is given."""
 
     def __init__(self) -> None:
         self.events = Box()
         self.gaps = Box()
         self.losses = Box()
-
-    async def start(self) -> None:
-        pass
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         for event in events:
@@ -70,9 +67,6 @@ class Tap:
 
     def gap(self, gap: Gap) -> None:
         self.gaps.put(gap)
-
-    async def stop(self) -> None:
-        pass
 
 
 class Running:

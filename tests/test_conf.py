@@ -48,7 +48,7 @@ def test_channels_may_be_a_list() -> None:
     [
         ([], "settings.PGSIGNALS is [], and must be a dict."),
         ({"DATABSE": "x"}, "settings.PGSIGNALS has the unknown key 'DATABSE'. Did you mean 'DATABASE'?"),
-        ({"zzz": 1}, "The keys are DATABASE, CHANNELS, CHANNEL_LAYER"),
+        ({"zzz": 1}, "The keys are DATABASE, LISTEN, CHANNELS, CHANNEL_LAYER"),
         ({5: 1}, "unknown key 5"),
         ({"DATABASE": 5}, "settings.PGSIGNALS['DATABASE'] is 5, and must be of type str."),
         ({"CHANNEL_LAYER": 5}, "of type str or None."),

@@ -273,10 +273,10 @@ def nobody_listening_yet() -> Iterator[Callable[[], None]]:
     with connect() as other:
 
         def wait() -> None:
-            # It listens to what it knows of, and then asks for the channels on which installed triggers speak.
+            # When delivery was proven, it shows so in its name.
             query = (
                 "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%' "
-                "AND query LIKE '%obj_description%' AND state = 'idle'"
+                "AND application_name LIKE '%healthy%' AND state = 'idle'"
             )
             deadline = time.monotonic() + WITHIN
             while other.execute(query).fetchone() == (0,):

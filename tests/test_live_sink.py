@@ -54,6 +54,9 @@ def run(work: Callable[[ChannelsSink, Callable[[], Awaitable[dict[str, Any]]]], 
 
         sink = ChannelsSink("default", channels=["app_events"])
         await sink.start()
+        if sink.duty is not None:
+            sink.lead(frozenset({sink.duty}))
+            assert (await receive())["type"] == "pg.gap"
         try:
             await work(sink, receive)
         finally:
@@ -375,7 +378,7 @@ def test_redis_carries_what_the_sink_sends(settings: Any) -> None:
             assert (await receive())["refetch"] is True
             sink.put([row("insert", 6)], 1)
             got = await receive()
-            assert (got["number"], got["events"]) == (3, [["insert", 6, []]])
+            assert (got["number"], got["events"]) == (4, [["insert", 6, []]])
             await get_channel_layer().wait_received()
 
         run(work, "shop.order")
@@ -397,6 +400,7 @@ def test_a_redis_that_goes_and_comes_back_leaves_one_error_and_a_gap(
     async def main() -> None:
         sink = ChannelsSink("default")
         with redis_server(port):
+            sink.lead(frozenset(sink.duties()))
             sink.put([row("insert", 1)], 1)
             await asyncio.wait_for(sent.wait(), 10)
         sink.put([row("insert", 2)], 1)

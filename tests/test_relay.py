@@ -20,8 +20,8 @@ from django.test import override_settings
 from psycopg import sql
 
 from pgsignals import Notify, PgEvent, on_pg_event, publish
-from pgsignals.listening import relay as relay_module
 from pgsignals.listening.connection import ListeningConnection, parameters
+from pgsignals.listening.refusal import refuse
 from pgsignals.listening.relay import Relay, RelayRefused
 from pgsignals.listening.running import build
 from pgsignals.receivers import Registry
@@ -125,11 +125,12 @@ def test_a_notification_that_comes_while_it_still_connects_is_taken() -> None:
         yield "second"
 
     async def attempt() -> None:
-        listening = await ListeningConnection.open(connections["default"], channels(), box.put, timeout=WITHIN)
+        there = parameters(connections["default"])
+        listening = await ListeningConnection.open(there, channels(), box.put, timeout=WITHIN)
         listening.close()
 
     asyncio.run(attempt())
-    assert [(channel, payload) for (channel, payload, _) in chain(*box.items)] == [("first", "early")]
+    assert [(channel, payload) for (channel, payload, _) in chain(*box.items)] == [("first", b"early")]
 
 
 def test_more_than_one_slice_is_taken_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +299,7 @@ def test_many_unknown_labels_fill_neither_memory_nor_log(caplog: pytest.LogCaptu
                 writer.execute("SELECT pg_notify('pgsignals', %s)", [json.dumps({**GOOD, "m": f"other.a{number}"})])
         Customer.objects.create(pk=1, name="a")
         running.tap.events.wait()
-        assert len(running.relay._unknown) <= 101
+        assert len(running.relay.intake.unknown) <= 101
     lines = [record.message for record in caplog.records if "left out" in record.message]
     assert len(lines) == 101
     assert "Further labels" in lines[-1]
@@ -466,7 +467,7 @@ def refusal(database: str) -> str:
 )
 def test_what_is_not_known_to_be_final_is_tried_again(text: str) -> None:
     """A pooler has texts of its own, and a server may speak any language."""
-    relay_module._refuse("default", psycopg.OperationalError(text))
+    refuse("default", psycopg.OperationalError(text))
 
 
 def test_a_server_that_drops_every_connection_at_once_is_asked_less_and_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +477,7 @@ def test_a_server_that_drops_every_connection_at_once_is_asked_less_and_less(mon
     async def dropped(*arguments: Any) -> Any:
         lost = asyncio.get_running_loop().create_future()
         lost.set_result("dropped")
-        return SimpleNamespace(server="here", channels=[], lost=lost, close=lambda: None)
+        return SimpleNamespace(server="here", channels=[], session=None, lost=lost, close=lambda: None)
 
     async def wait(self: Relay, attempt: int, reason: str) -> None:
         waits.append(attempt)
@@ -615,7 +616,7 @@ def test_a_connection_that_is_never_answered_is_given_up_in_time() -> None:
         settings = {**connection.settings_dict, "HOST": "127.0.0.1", "PORT": port}
         wrapper = type(connections["default"])(settings, "default")
         with pytest.raises((TimeoutError, psycopg.OperationalError)):
-            await ListeningConnection.open(wrapper, ["a"], lambda *said: None, timeout=0.2)
+            await ListeningConnection.open(parameters(wrapper), ["a"], lambda *said: None, timeout=0.2)
         for writer in writers:
             writer.close()
             await writer.wait_closed()

@@ -69,7 +69,7 @@ def test_a_room_imports_only_from_rooms_before_it(path: Path) -> None:
 
 def test_the_reader_of_imports_sees_them() -> None:
     """Otherwise the test above would pass whatever the rooms do."""
-    assert {"conf", "decode", "sink", "wire"} <= rooms_used(ROOT / "listening" / "relay.py")
+    assert {"conf", "event", "sink", "wire"} <= rooms_used(ROOT / "listening" / "relay.py")
     assert {"listening", "receivers"} <= rooms_used(ROOT / "management" / "commands" / "listen.py")
 
 

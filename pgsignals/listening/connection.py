@@ -3,19 +3,31 @@
 Notifications are taken straight from libpq's queue when the socket has something to read: psycopg's own `notifies()`
 generator reads half as many a second, and loses the rest of a batch where it is left early. The socket is always
 drained, whatever the receivers do, because a listener that does not read fills the server's queue for everybody.
+
+Every call has a deadline of this side. Where it passes, the socket is cut: psycopg would ask the server to cancel, and
+wait for its answer, which on a line that is dead may be for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection
-from typing import Any
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine
+from datetime import datetime
+from typing import Any, TypeVar
 
 import psycopg
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from psycopg import pq, sql
+from psycopg.conninfo import conninfo_to_dict
 
-Notification = tuple[str, str, int]
+from .. import conf
+
+Notification = tuple[str, bytes, int]
 """Channel, payload, the sender's process id in the server."""
 
 Take = Callable[[list[Notification]], None]
@@ -24,10 +36,23 @@ Take = Callable[[list[Notification]], None]
 Further = Callable[[psycopg.AsyncConnection[Any]], Awaitable[Collection[str]]]
 """What asks the database for further channels."""
 
+Session = tuple[int, datetime]
+"""Which session of the server: its process id, and when it began."""
+
+Result = TypeVar("Result")
+
+PREFIX = "pgsignals listen"
+"""How the application_name of a listening connection begins."""
+
+_LONGEST_NAME = 63
+"""Bytes that PostgreSQL keeps of an application_name (NAMEDATALEN - 1)."""
+
+_LONGEST_HOST = 20
+
 _SLICE = 1000
 """Notifications that are taken before the event loop may do something else."""
 
-# Without these a connection whose other end vanished is noticed after two hours.
+# Without these a connection whose other end vanished is noticed after two hours; on our side by libpq,
 _KEEPALIVE = {
     "keepalives": 1,
     "keepalives_idle": 10,
@@ -36,8 +61,26 @@ _KEEPALIVE = {
     "tcp_user_timeout": 30_000,
 }
 
+# and on the server's, which keeps the session's locks until then. (No TCP, as on a local socket: they do nothing.)
+# To listen is to be idle, whatever the server thinks of idle sessions.
+_SESSION = """
+    SET idle_session_timeout = 0;
+    SET tcp_keepalives_idle = 10;
+    SET tcp_keepalives_interval = 5;
+    SET tcp_keepalives_count = 3;
+    SET tcp_user_timeout = 30000;
+"""
 
-def parameters(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
+_WHO = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+# A line that died may leave it behind, with its locks. Another user's session cannot be ours.
+_BURY = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE pid = %s AND backend_start = %s AND usename = current_user AND application_name LIKE 'pgsignals listen%%'
+"""
+
+
+def parameters(wrapper: BaseDatabaseWrapper, name: str = PREFIX) -> dict[str, Any]:
     """What psycopg needs to connect to where Django's alias points, without what is the ORM's own.
 
     Raises ImproperlyConfigured, as Django does, where the alias does not say where to connect.
@@ -45,10 +88,64 @@ def parameters(wrapper: BaseDatabaseWrapper) -> dict[str, Any]:
     given: dict[str, Any] = dict(wrapper.get_connection_params())
     for ours in ("cursor_factory", "context", "prepare_threshold"):
         given.pop(ours, None)
-    name = given.get("application_name")
+    return _with_name(given, name)
+
+
+def listening_parameters(database: str) -> dict[str, Any]:
+    """What psycopg needs to listen to what is written through the alias: its own place, or PGSIGNALS["LISTEN"].
+
+    Raises ImproperlyConfigured where LISTEN is neither an alias nor a connection string.
+    """
+    said = conf.get()
+    if said.LISTEN is None or database != said.DATABASE:
+        return parameters(connections[database])
+    if said.LISTEN in connections.settings:
+        return parameters(connections[said.LISTEN])
+    try:
+        if "=" not in said.LISTEN and "://" not in said.LISTEN:
+            raise psycopg.ProgrammingError("it has no '='")
+        return _with_name(dict(conninfo_to_dict(said.LISTEN)), PREFIX)
+    except psycopg.Error as error:
+        # Not the value: a connection string may hold a password.
+        raise ImproperlyConfigured(
+            "settings.PGSIGNALS['LISTEN'] is neither an alias of settings.DATABASES "
+            f"({', '.join(connections.settings)}) nor a connection string such as 'host=db dbname=app' "
+            f"({' '.join(str(error).split())})."
+        ) from None
+
+
+def _with_name(given: dict[str, Any], name: str) -> dict[str, Any]:
+    own = given.get("application_name")
     # A user's own name stays readable behind ours.
-    given["application_name"] = f"pgsignals listen {name}" if name else "pgsignals listen"
-    return {**_KEEPALIVE, **given}
+    return {**_KEEPALIVE, **given, "application_name": f"{name} {own}" if own else name}
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Result], connection: psycopg.AsyncConnection[Any]) -> Result:
+    """The result of work on a connection, which is cut where it takes longer, or is cancelled.
+
+    Raises TimeoutError, or what the work raises.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if task.done():
+            return task.result()
+        raise TimeoutError(f"no answer in {seconds:g} s")
+    finally:
+        if not task.done():
+            cut(connection)
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def cut(connection: psycopg.AsyncConnection[Any]) -> None:
+    """End the socket's traffic in both directions: whoever waits for it is woken with an error."""
+    if connection.pgconn.status != pq.ConnStatus.OK:
+        return
+    with socket.socket(fileno=os.dup(connection.pgconn.socket)) as duplicate:
+        try:
+            duplicate.shutdown(socket.SHUT_RDWR)
+        except OSError:  # the other end was faster
+            pass
 
 
 class ListeningConnection:
@@ -62,40 +159,49 @@ class ListeningConnection:
         self._socket = connection.fileno()
         self._last_notice = ""
         self._closed = False
+        self._names: dict[bytes, str] = {}
+        self._asking = asyncio.Lock()
+        self._own_name = ""
+        self.session: Session | None = None
+        """Which session of the server it is; None where a pooler hides it."""
         self.channels: list[str] = []
         """What it listens to."""
+        self.last_arrival = time.monotonic()
+        """When something was last read, by the monotonic clock."""
         self.lost: asyncio.Future[str] = self._loop.create_future()
         """Done with the reason when the connection is gone."""
 
     @classmethod
     async def open(
         cls,
-        wrapper: BaseDatabaseWrapper,
+        parameters: dict[str, Any],
         channels: Collection[str],
         take: Take,
         timeout: float,
         further: Further | None = None,
+        previous: Session | None = None,
     ) -> ListeningConnection:
         """Connect and listen, within `timeout` seconds, to channels and to those that the database names further.
 
-        From the first LISTEN on no notification is missed: those that come while the next LISTEN runs are taken too.
+        What is left of the previous session is ended. From the first LISTEN on no notification is missed: those that
+        come while the next LISTEN runs are taken too.
         Raises psycopg.Error for what the server or libpq refuses, and TimeoutError.
         """
+        deadline = time.monotonic() + timeout
         async with asyncio.timeout(timeout):
-            connection = await psycopg.AsyncConnection.connect(**parameters(wrapper), autocommit=True)
-            listening = cls(connection, take)
-            try:
-                # psycopg hands us what it reads off the socket while it waits for a command's result.
-                connection.pgconn.notify_handler = listening._hand_over
-                connection.add_notice_handler(listening._notice)
-                # To listen is to be idle, whatever the server thinks of idle sessions.
-                await connection.execute("SET idle_session_timeout = 0")
-                await listening._listen(channels)
-                if further is not None:
-                    await listening._listen(await further(connection))
-            except BaseException:
-                listening.close()
-                raise
+            connection = await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
+        listening = cls(connection, take)
+        listening._own_name = parameters["application_name"].removeprefix(PREFIX)
+        try:
+            # psycopg hands us what it reads off the socket while it waits for a command's result.
+            connection.pgconn.notify_handler = listening._hand_over
+            connection.add_notice_handler(listening._notice)
+            await within(
+                max(deadline - time.monotonic(), 0.0), listening._prepare(channels, further, previous), connection
+            )
+        except BaseException:
+            listening.close()
+            raise
         listening._start()
         return listening
 
@@ -104,6 +210,10 @@ class ListeningConnection:
         """Where it is connected: host, port and database."""
         info = self._connection.info
         return f"{info.dbname} at {info.host or 'the local socket'}:{info.port}"
+
+    def fileno(self) -> int:
+        """The socket."""
+        return self._socket
 
     def close(self) -> None:
         """Close the socket at once, whatever the server thinks of it. May be called again."""
@@ -114,6 +224,53 @@ class ListeningConnection:
         self._pgconn.finish()
         # psycopg warns of a connection that is collected open; it is not told of finish().
         self._connection._closed = True
+
+    async def ask(self, query: sql.SQL | sql.Composed, seconds: float) -> list[tuple[Any, ...]]:
+        """The rows of a query on this connection, which goes on listening meanwhile.
+
+        Raises psycopg.Error for what the server refuses. Where it does not answer, or is gone, the connection is lost,
+        and that is raised as TimeoutError or psycopg.OperationalError.
+        """
+        async with self._asking:
+            if self._closed:
+                raise psycopg.OperationalError("the connection is closed")
+            # psycopg waits with a reader of its own, and an event loop has one for each socket.
+            self._loop.remove_reader(self._socket)
+            try:
+                return await within(seconds, self._rows(query), self._connection)
+            except (TimeoutError, psycopg.OperationalError) as error:
+                self._lose(self._last_notice or str(error))
+                raise
+            except asyncio.CancelledError:
+                # It was cut in the middle of its answer.
+                self.close()
+                raise
+            finally:
+                if not self._closed:
+                    self._start()
+
+    async def alive(self, seconds: float) -> None:
+        """Whether the server answers in so many seconds. Raises as `ask` does."""
+        await self.ask(sql.SQL("SELECT 1"), seconds)
+
+    async def say(self, text: str, seconds: float) -> None:
+        """Show in pg_stat_activity, as the application's name, which process this is and how it fares."""
+        end = f" {socket.gethostname()[:_LONGEST_HOST]}:{os.getpid()} {text}"
+        own = self._own_name.encode("ascii", "replace").decode()[: _LONGEST_NAME - len(PREFIX) - len(end)]
+        await self.ask(sql.SQL("SET application_name = {}").format(sql.Literal(f"{PREFIX}{own}{end}")), seconds)
+
+    async def _rows(self, query: sql.SQL | sql.Composed) -> list[tuple[Any, ...]]:
+        cursor = await self._connection.execute(query)
+        return [] if cursor.description is None else await cursor.fetchall()
+
+    async def _prepare(self, channels: Collection[str], further: Further | None, previous: Session | None) -> None:
+        await self._connection.execute(_SESSION)
+        await self._listen(channels)
+        if further is not None:
+            await self._listen(await further(self._connection))
+        self.session = await (await self._connection.execute(_WHO)).fetchone()
+        if previous is not None:
+            await self._connection.execute(_BURY, previous)
 
     async def _listen(self, channels: Collection[str]) -> None:
         for channel in channels:
@@ -137,20 +294,29 @@ class ListeningConnection:
     def _drain(self, limit: int | None = _SLICE) -> None:
         if self._closed:
             return
-        notifies = self._pgconn.notifies
+        notifies, name = self._pgconn.notifies, self._name
         batch: list[Notification] = []
         while (limit is None or len(batch) < limit) and (one := notifies()) is not None:
-            batch.append((one.relname.decode(), one.extra.decode(errors="replace"), one.be_pid))
+            batch.append((name(one.relname), one.extra, one.be_pid))
         if len(batch) == limit:
             # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
         if batch:
+            self.last_arrival = time.monotonic()
             self._take(batch)
         if self._pgconn.status == pq.ConnStatus.BAD:
             self._lose(self._last_notice or "the server closed the connection")
 
     def _hand_over(self, one: pq.PGnotify) -> None:
-        self._take([(one.relname.decode(), one.extra.decode(errors="replace"), one.be_pid)])
+        self.last_arrival = time.monotonic()
+        self._take([(self._name(one.relname), one.extra, one.be_pid)])
+
+    def _name(self, encoded: bytes) -> str:
+        # We hear only of channels that we listen to, so these are few.
+        name = self._names.get(encoded)
+        if name is None:
+            name = self._names[encoded] = encoded.decode(errors="replace")
+        return name
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         self._last_notice = notice.message_primary or ""

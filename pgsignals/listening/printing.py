@@ -14,7 +14,7 @@ from django.core.serializers.json import DjangoJSONEncoder
 from .. import conf
 from ..dispatch import Buffer
 from ..event import PgEvent
-from ..sink import Gap
+from ..sink import Gap, Sink
 
 logger = logging.getLogger("pgsignals.listen")
 
@@ -22,7 +22,7 @@ _STOP_WITHIN = 2.0
 """Seconds that the reader may take for the last lines."""
 
 
-class PrintSink:
+class PrintSink(Sink):
     """Writes a line for each event, from a thread of its own: whoever reads them may be slow, or stop reading.
 
     `on_closed` is called, in that thread, when nobody reads any more.
@@ -45,12 +45,6 @@ class PrintSink:
         """One line each."""
         self._buffer.put(events, size)
         self._wake.release()
-
-    def lost(self, cause: str) -> None:
-        """The log says it."""
-
-    def gap(self, gap: Gap) -> None:
-        """The log says it."""
 
     async def stop(self) -> None:
         """Write what waits, unless nobody takes it."""

@@ -1,7 +1,7 @@
 """The relay: connection -> notification -> event -> sinks, and the supervision that keeps it going for ever.
 
-It connects, listens, announces the gap that was, and waits; when the connection is lost it says so and does the same
-again, after a wait that grows and is jittered, so that many relays do not come back in step.
+It connects, listens, proves that it hears, announces the gap that was, and waits; when the connection is lost it says
+so and does the same again, after a wait that grows and is jittered, so that many relays do not come back in step.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -20,13 +19,24 @@ from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
 
 from .. import conf, wire
-from ..decode import Decoder, UnknownLabel
 from ..event import PgEvent
 from ..sink import START, Gap, Sink
 from ..triggers import sync
-from .connection import ListeningConnection, Notification
+from .connection import ListeningConnection, Session, listening_parameters
+from .intake import Intake
+from .leadership import TRY_EVERY, Leadership
+from .probe import Deaf, NotSent, Probe
+from .refusal import RelayRefused, one_line, refuse
+
+__all__ = ["Relay", "RelayRefused"]
 
 logger = logging.getLogger("pgsignals.relay")
+
+CONNECTING = "connecting"
+PROVING = "proving"
+HEALTHY = "healthy"
+DEAF = "deaf"
+STATES = (CONNECTING, PROVING, HEALTHY, DEAF)
 
 _FIRST_WAIT = 0.1
 """Seconds before the first attempt to reconnect."""
@@ -34,37 +44,17 @@ _FIRST_WAIT = 0.1
 _SETTLED = 10.0
 """Seconds after which a connection counts as one that works, so that the next loss begins with a short wait."""
 
-_GAP_EVERY = 1.0
-"""Seconds between two gaps for events of an unknown version."""
-
-_SAID_AT_FIRST = 5
-_SAY_EVERY = 60.0
-"""Notifications that cannot be read are said one by one at first, and then counted, once in so many seconds."""
-
-# What will not pass by waiting. Libpq gives no SQLSTATE for a login that is refused, only the server's text, which may
-# be in any language: whatever is not known here is tried again.
-_FINAL = re.compile(
-    r"password authentication failed|no pg_hba\.conf entry|(role|database) \S+ does not exist|"
-    r"permission denied for database|is not permitted to log in|"
-    # What libpq itself says, without asking a server.
-    r"no password supplied|invalid \S+ value|invalid port number|invalid integer value|definition of service|"
-    r"certificate file|does not support SSL"
-)
-
-# Of LISTEN itself: no right, no such thing (42), a standby (25006).
-_FINAL_STATES = ("42", "25006")
-
-_MOST_LABELS = 100
-"""Unknown labels that are told apart."""
-
-_OTHERS = ""
+_PROVE_AGAIN = 5.0
+"""Seconds, at most, until the next attempt where the token could not be sent."""
 
 _MOST_CHANNELS = 100
 """Channels that are found in the database, where whoever may create a function may write more."""
 
-
-class RelayRefused(Exception):
-    """A set-up that will not do, told at the start: not PostgreSQL, no such alias, a login that is refused."""
+_DEAF = (
+    "The listening connection to %s is deaf: what a second connection sent did not arrive in %g s. The usual causes: a "
+    "pooler in transaction mode stands between (name a direct connection in PGSIGNALS['LISTEN']), the two connections "
+    "lead to different servers or databases (a standby that was promoted, an old primary), or the line is dead"
+)
 
 
 class Relay:
@@ -79,16 +69,26 @@ class Relay:
         self.sinks = sinks
         self.channels = tuple(dict.fromkeys((wire.CHANNEL, *channels)))
         self.server = ""
+        self.state = CONNECTING
+        """One of STATES."""
+        self.proven: datetime | None = None
+        """What was committed before, and after the last gap, has arrived. None until the first proof."""
+        self.proofs = self.reconnects = self.gaps = 0
+        """How often delivery was proven, a lost connection replaced, and a gap announced, but for that of the start."""
         self.on_listening: Callable[[], None] | None = None
         """Called each time when it listens; for who must know the moment."""
-        self._decoder = Decoder(database)
-        self._unknown: dict[str, int] = {}
-        self._newer_version_said = False
-        self._newer_waits = False
-        self._newer_timer: asyncio.TimerHandle | None = None
-        self._unreadable = 0
-        self._unreadable_said = datetime.now(UTC)
-        self._alive = datetime.now(UTC)
+        self.on_proven: Callable[[], None] | None = None
+        """Called each time when delivery was proven."""
+        self.leadership = Leadership()
+        self._probe = Probe(database)
+        self.intake = Intake(database, self._put, self._announce, {self._probe.channel: self._probe.heard})
+        self._started = datetime.now(UTC)
+        self._connection: ListeningConnection | None = None
+        self._last_session: Session | None = None
+        self._listens_since: float | None = None
+        self._cause = START
+        self._unproven_said = ""
+        self._cannot_lead_said = False
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -98,6 +98,16 @@ class Relay:
             self._stop.set()
         else:
             self._loop.call_soon_threadsafe(self._stop.set)
+
+    def fileno(self) -> int | None:
+        """The listening connection's socket, while there is one."""
+        connection = self._connection
+        return None if connection is None else connection.fileno()
+
+    def waiting(self) -> tuple[int, float]:
+        """How many events wait in all sinks, and for how many seconds the oldest of them has."""
+        found = [sink.waiting() for sink in self.sinks]
+        return sum(count for count, _ in found), max((seconds for _, seconds in found), default=0.0)
 
     async def run(self) -> None:
         """Relay until `stop()`.
@@ -110,60 +120,72 @@ class Relay:
         try:
             await self._supervise()
         finally:
-            if self._newer_timer is not None:
-                self._newer_timer.cancel()
+            self.intake.close()
             # Side by side: one that takes its time leaves the others theirs.
             for error in await asyncio.gather(*(sink.stop() for sink in self.sinks), return_exceptions=True):
                 if isinstance(error, Exception):
                     logger.error("A sink could not be stopped in order.", exc_info=error)
 
     async def _supervise(self) -> None:
-        cause, attempt, connected_before = START, 0, False
+        attempt, clock = 0, asyncio.get_running_loop().time
         while not self._stop.is_set():
+            self.state, self._listens_since = CONNECTING, None
             try:
-                connection = await self._unless_stopped(self._connect())
+                reason = await self._serve()
+            except RelayRefused:
+                raise
             except (psycopg.Error, OSError, TimeoutError, ImproperlyConfigured, ConnectionDoesNotExist) as error:
-                if not connected_before:
-                    _refuse(self.database, error)
-                attempt += 1
-                await self._wait(attempt, _one_line(error))
-                continue
-            if connection is None:
+                if self._cause == START:
+                    refuse(self.database, error)
+                reason = one_line(error)
+            except Exception as error:
+                logger.exception("The relay failed, and goes on with a new connection.")
+                reason = one_line(error)
+            if self._stop.is_set():
                 return
-            began = asyncio.get_running_loop().time()
-            try:
-                self._listens(connection, cause)
-                connected_before = True
-                cause = await self._until_lost(connection)
-            finally:
-                connection.close()
-            if not self._stop.is_set():
-                self._to_sinks(lambda sink, cause=cause: sink.lost(cause))  # type: ignore[misc]
-                # A server that takes connections and drops them at once is not asked ten times a second.
-                attempt = 1 if asyncio.get_running_loop().time() - began > _SETTLED else attempt + 1
-                await self._wait(attempt, cause)
+            # A server that takes connections and drops them at once is not asked ten times a second.
+            settled = self._listens_since is not None and clock() - self._listens_since > _SETTLED
+            attempt = 1 if settled else attempt + 1
+            await self._wait(attempt, reason)
 
-    async def _unless_stopped(self, connecting: Coroutine[Any, Any, ListeningConnection]) -> ListeningConnection | None:
-        task = asyncio.ensure_future(connecting)
-        stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
+    # One connection's life.
+
+    async def _serve(self) -> str:
+        """Connect, and relay until the connection is lost. Why it was."""
+        connection = await self._unless_stopped(self._connect())
+        if connection is None:
+            return "stopped"
+        self._connection, self._last_session = connection, connection.session
+        self.state, self.server = PROVING, connection.server
+        proving = asyncio.create_task(self._keep_proving(connection), name="pgsignals-probe")
+        leading = asyncio.create_task(self._keep_leading(connection), name="pgsignals-leadership")
+        stop = asyncio.create_task(self._stop.wait())
+        reason = "stopped"
         try:
-            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            return None
+            waited: list[asyncio.Future[Any]] = [connection.lost, proving, leading, stop]
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if connection.lost.done():
+                reason = connection.lost.result()
+            elif not stop.done():
+                reason = proving.result() if proving.done() else leading.result()
+            return reason
+        except Exception as error:
+            reason = one_line(error)
+            raise
         finally:
-            stop.cancel()
-            if not task.done():
+            connection.close()
+            self._connection = None
+            for task in (proving, leading, stop):
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.gather(proving, leading, stop, return_exceptions=True)
+            self._ended(reason)
 
-    def _to_sinks(self, tell: Callable[[Sink], None]) -> None:
-        """Tell every sink; one that fails keeps nothing from the others."""
-        for sink in self.sinks:
-            try:
-                tell(sink)
-            except Exception:
-                logger.exception("The sink %s failed, and has missed something.", type(sink).__name__)
+    def _ended(self, reason: str) -> None:
+        if self._listens_since is not None and not self._stop.is_set():
+            self._cause = reason
+            self._to_sinks(lambda sink: sink.lost(reason))
+        self.leadership.resign()
+        self._to_sinks(lambda sink: sink.lead(self.leadership.held))
 
     async def _connect(self) -> ListeningConnection:
         wrapper = connections[self.database]
@@ -172,8 +194,14 @@ class Relay:
                 f"The database {self.database!r} is {wrapper.display_name}; only PostgreSQL can be listened to. "
                 "Name another alias with --database, or in settings.PGSIGNALS['DATABASE']."
             )
-        timeout = conf.get().CONNECT_TIMEOUT
-        return await ListeningConnection.open(wrapper, self.channels, self._receive, timeout, self._declared)
+        return await ListeningConnection.open(
+            listening_parameters(self.database),
+            [*self.channels, self._probe.channel],
+            self.intake.take,
+            conf.get().CONNECT_TIMEOUT,
+            self._declared,
+            self._last_session,
+        )
 
     async def _declared(self, connection: psycopg.AsyncConnection[Any]) -> list[str]:
         """The channels on which installed triggers speak, also those of declarations that stand in migrations."""
@@ -188,27 +216,119 @@ class Relay:
             )
         return found[:_MOST_CHANNELS]
 
-    def _listens(self, connection: ListeningConnection, cause: str) -> None:
+    async def _keep_proving(self, connection: ListeningConnection) -> str:
+        """Prove delivery now and then. Ends with the reason for which the connection is to be given up."""
+        while True:
+            said = conf.get()
+            try:
+                proven = await self._prove(connection)
+            except Deaf:
+                return self._is_deaf(connection)
+            if proven is not None:
+                self._is_proven(proven)
+            if self._listens_since is None:
+                self._listens(connection)
+            count, seconds = self.waiting()
+            await connection.say(f"{self.state} {count} {seconds:.1f}s", said.PROBE_WITHIN)
+            await asyncio.sleep(said.PROBE_EVERY if proven else min(said.PROBE_EVERY, _PROVE_AGAIN))
+
+    async def _prove(self, connection: ListeningConnection) -> datetime | None:
+        """The moment up to which delivery is proven; None where the token could not be sent. Raises Deaf."""
+        said = conf.get()
+        try:
+            return await self._probe.prove(connection, said.CONNECT_TIMEOUT, said.PROBE_WITHIN)
+        except NotSent as error:
+            if self._cause == START and self._listens_since is None and error.__cause__ is not None:
+                refuse(self.database, error.__cause__)
+            # That alone is no reason to give up a connection which works: it might not come back. Does it?
+            await connection.alive(said.PROBE_WITHIN)
+            self._is_unproven(str(error))
+            return None
+
+    def _is_proven(self, moment: datetime) -> None:
+        if self._unproven_said:
+            logger.warning("Delivery is proven again.")
+        self.state, self._unproven_said = HEALTHY, ""
+        self.proven = moment
+        self.proofs += 1
+        if self.on_proven is not None:
+            self.on_proven()
+
+    def _is_unproven(self, reason: str) -> None:
+        self.state = PROVING
+        if reason != self._unproven_said:
+            self._unproven_said = reason
+            logger.warning(
+                "Delivery from the database %r cannot be proven, because the probe's own connection failed: %s. The "
+                "listening connection answers, and is kept. Trying again; this is said once.",
+                self.database,
+                reason,
+            )
+
+    def _is_deaf(self, connection: ListeningConnection) -> str:
+        self.state = DEAF
+        text = _DEAF % (connection.server, conf.get().PROBE_WITHIN)
+        if self._cause == START and self._listens_since is None:
+            raise RelayRefused(f"{text}.")
+        logger.error("%s. It is replaced.", text)
+        return "deaf: the probe's token did not arrive"
+
+    def _listens(self, connection: ListeningConnection) -> None:
         now = datetime.now(UTC)
-        gap = Gap(self.database, now if cause == START else self._alive, now, cause)
-        self.server = connection.server
-        logger.info("Listening to %s in %s.", ", ".join(connection.channels), connection.server)
-        if cause != START:
+        again = self._cause != START
+        gap = Gap(self.database, (self.proven or self._started) if again else now, now, self._cause)
+        channels = ", ".join(channel for channel in connection.channels if channel != self._probe.channel)
+        proof = "Delivery is proven" if self.state == HEALTHY else "Delivery is not proven"
+        logger.info("Listening to %s in %s. %s.", channels, connection.server, proof)
+        if again:
+            self.reconnects += 1
             seconds = (gap.until - gap.since).total_seconds()
-            logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, cause)
-        self._alive = now
-        self._to_sinks(lambda sink: sink.gap(gap))
+            logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, self._cause)
+        self._listens_since = asyncio.get_running_loop().time()
+        self._announce(gap)
         if self.on_listening is not None:
             self.on_listening()
 
-    async def _until_lost(self, connection: ListeningConnection) -> str:
-        stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
-        lost: asyncio.Future[Any] = connection.lost
+    async def _keep_leading(self, connection: ListeningConnection) -> str:
+        """Take what another relay leaves. Ends only with the connection."""
+        while True:
+            # A relay that does not listen yet, or is deaf, must not keep others from what it cannot do.
+            if self._listens_since is not None:
+                duties = {duty for sink in self.sinks for duty in sink.duties()}
+                gained = await self._campaign(duties, connection)
+                if gained:
+                    logger.info("This relay alone has now: %s.", ", ".join(sorted(gained)))
+                    self._to_sinks(lambda sink: sink.lead(self.leadership.held))
+            await asyncio.sleep(TRY_EVERY)
+
+    async def _campaign(self, duties: Collection[str], connection: ListeningConnection) -> frozenset[str]:
         try:
-            await asyncio.wait([lost, stop], return_when=asyncio.FIRST_COMPLETED)
+            return await self.leadership.campaign(duties, connection, conf.get().PROBE_WITHIN)
+        except psycopg.Error as error:
+            if connection.lost.done():
+                raise
+            if not self._cannot_lead_said:
+                self._cannot_lead_said = True
+                logger.error(
+                    "What only one relay may do (%s) is not done by this one: the server refuses the lock: %s.",
+                    ", ".join(sorted(duties)),
+                    one_line(error),
+                )
+            return frozenset()
+
+    # Around it.
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, ListeningConnection]) -> ListeningConnection | None:
+        task = asyncio.ensure_future(work)
+        stop: asyncio.Future[Any] = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
         finally:
             stop.cancel()
-        return connection.lost.result() if connection.lost.done() else "stopped"
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     async def _wait(self, attempt: int, reason: str) -> None:
         longest = min(conf.get().RECONNECT_MAX, _FIRST_WAIT * 2.0 ** min(attempt, 30))
@@ -224,94 +344,19 @@ class Relay:
         except TimeoutError:
             pass
 
-    # What arrives.
+    # What arrives, and who is told.
 
-    def _receive(self, notifications: list[Notification]) -> None:
-        self._alive = datetime.now(UTC)
-        events: list[PgEvent] = []
-        size = 0
-        for channel, payload, pid in notifications:
-            size += len(payload)
-            try:
-                events += self._decoder.decode(channel, payload)
-            except wire.WireError as error:
-                self._leave_out(channel, payload, pid, error)
-        if events:
-            self._to_sinks(lambda sink: sink.put(events, size))
+    def _put(self, events: Sequence[PgEvent], size: int) -> None:
+        self._to_sinks(lambda sink: sink.put(events, size))
 
-    def _leave_out(self, channel: str, payload: str, pid: int, error: wire.WireError) -> None:
-        if isinstance(error, UnknownLabel):
-            self._count_unknown(error)
-        elif isinstance(error, wire.UnknownVersion):
-            self._newer(error)
-        else:
-            self._say_unreadable(channel, payload, pid, error)
-
-    def _say_unreadable(self, channel: str, payload: str, pid: int, error: wire.WireError) -> None:
-        # Any role can send as many as it likes: they must not fill the log.
-        self._unreadable += 1
-        now = datetime.now(UTC)
-        if self._unreadable > _SAID_AT_FIRST and (now - self._unreadable_said).total_seconds() < _SAY_EVERY:
-            return
-        self._unreadable_said = now
-        later = (
-            "" if self._unreadable < _SAID_AT_FIRST else f"; later ones are counted, and said every {_SAY_EVERY:.0f} s"
-        )
-        logger.warning(
-            "A notification on %r from process %d was left out: %s. It began %.80r. It is number %d since the start%s.",
-            channel,
-            pid,
-            error,
-            payload,
-            self._unreadable,
-            "" if self._unreadable < _SAID_AT_FIRST else later,
-        )
-
-    def _count_unknown(self, error: UnknownLabel) -> None:
-        # Said and counted under as many names as a forger likes, they would fill the log and the memory.
-        full = error.label not in self._unknown and len(self._unknown) >= _MOST_LABELS
-        label = _OTHERS if full else error.label
-        self._unknown[label] = self._unknown.get(label, 0) + 1
-        if self._unknown[label] == 1:
-            what = "Further labels are counted together, and not said" if full else "It is counted, and not said again"
-            logger.warning("An event was left out: %s. %s.", error, what)
-
-    def _newer(self, error: wire.UnknownVersion) -> None:
-        if not self._newer_version_said:
-            self._newer_version_said = True
-            logger.error("Events are lost: %s.", error)
-        # The first at once, and then one a second for all that came meanwhile.
-        if self._newer_timer is None:
-            self._newer_gap()
-        else:
-            self._newer_waits = True
-
-    def _newer_gap(self) -> None:
-        now = datetime.now(UTC)
-        gap = Gap(self.database, now, now, "an event of an unknown version", connected=False)
+    def _announce(self, gap: Gap) -> None:
+        self.gaps += gap.cause != START
         self._to_sinks(lambda sink: sink.gap(gap))
-        self._newer_waits = False
-        self._newer_timer = asyncio.get_running_loop().call_later(_GAP_EVERY, self._newer_later)
 
-    def _newer_later(self) -> None:
-        self._newer_timer = None
-        if self._newer_waits:
-            self._newer_gap()
-
-
-def _refuse(database: str, error: Exception) -> None:
-    """Raise RelayRefused for what waiting will not mend."""
-    text = _one_line(error)
-    if isinstance(error, ConnectionDoesNotExist):
-        known = ", ".join(connections)
-        raise RelayRefused(f"There is no database {database!r} in settings.DATABASES; there are: {known}.") from error
-    refused_login = isinstance(error, psycopg.OperationalError) and _FINAL.search(text)
-    refused_listen = isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(_FINAL_STATES)
-    wrong_settings = isinstance(error, ImproperlyConfigured | psycopg.ProgrammingError)
-    if refused_login or refused_listen or wrong_settings:
-        raise RelayRefused(f"The database {database!r} refuses to be listened to: {text}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    said: Any = " ".join(str(error).split())
-    return said or type(error).__name__
+    def _to_sinks(self, tell: Callable[[Sink], None]) -> None:
+        """Tell every sink; one that fails keeps nothing from the others."""
+        for sink in self.sinks:
+            try:
+                tell(sink)
+            except Exception:
+                logger.exception("The sink %s failed, and has missed something.", type(sink).__name__)

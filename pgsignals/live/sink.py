@@ -10,19 +10,22 @@ Each topic that has something to say has a task of its own, so a layer that hang
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import uuid
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from channels.layers import get_channel_layer
+from channels.layers import InMemoryChannelLayer, get_channel_layer
 from django.apps import apps
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 from .. import conf
 from ..event import PgEvent
 from ..receivers import registry
-from ..sink import Gap
+from ..sink import Gap, Sink
 from ..triggers import tracked
 from ..triggers.declaration import declarations
 from .hints import Hints
@@ -43,7 +46,7 @@ _STOP_WITHIN = 1.0
 """Seconds that the layer may take for the last messages."""
 
 
-class ChannelsSink:
+class ChannelsSink(Sink):
     """Sends hints about events to the groups of one channel layer.
 
     alias: of settings.CHANNEL_LAYERS. channels: application channels whose groups are told of gaps, besides all
@@ -53,6 +56,9 @@ class ChannelsSink:
     def __init__(self, alias: str = "default", channels: Collection[str] = ()) -> None:
         self.alias = alias
         self.run_id = uuid.uuid4().hex[:12]
+        self.duty = duty_of(alias)
+        """What only one of the relays that feed this layer may do; None where no other relay can."""
+        self._leads = self.duty is None
         self.failures = 0
         """Messages that the layer did not take."""
         self._known = {*declared_topics(), *map(channel_topic, channels)}
@@ -63,16 +69,28 @@ class ChannelsSink:
         self._lost: str | None = None
         self._stopped = asyncio.Event()
 
-    async def start(self) -> None:
-        """Nothing to do: who has nothing to say needs no task."""
+    def duties(self) -> Collection[str]:
+        """To feed this layer, where other processes reach it too. A layer in memory is each process's own."""
+        return () if self.duty is None else (self.duty,)
+
+    def lead(self, held: frozenset[str]) -> None:
+        """Whoever takes the duty over does not know what the one before has still said."""
+        before, self._leads = self._leads, self.duty is None or self.duty in held
+        if self._leads and not before:
+            for topic in self._topics():
+                self._of(topic).gap = "another relay feeds the layer from here on"
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Note what happened, for the next message."""
+        if not self._leads:
+            return
         for event in events:
             self._of(topic_of(event)).add(event)
 
     def lost(self, cause: str) -> None:
         """Tell every group: what it shows may be old."""
+        if not self._leads:
+            return
         self._lost = cause
         for topic in self._topics():
             self._of(topic).lost = True
@@ -81,6 +99,8 @@ class ChannelsSink:
         """Tell every group to fetch anew."""
         if gap.connected:
             self._lost = None
+        if not self._leads:
+            return
         for topic in self._topics():
             self._of(topic).gap = gap.cause
 
@@ -172,6 +192,20 @@ class ChannelsSink:
                 self.alias,
                 self.failures,
             )
+
+
+def duty_of(alias: str) -> str | None:
+    """The duty to feed a layer: the same for all who reach the same one, whatever its alias there."""
+    said = settings.CHANNEL_LAYERS[alias]
+    try:
+        in_memory = issubclass(import_string(said["BACKEND"]), InMemoryChannelLayer)
+    except (ImportError, KeyError):
+        in_memory = True  # none that works; that is said where it is used
+    if in_memory:
+        return None
+    # As a hash: hosts may hold passwords. Objects, such as an SSL context, are no two times the same in text.
+    text = json.dumps(said, sort_keys=True, default=lambda one: type(one).__qualname__)
+    return f"feed the channel layer {said['BACKEND']} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def is_cancelled() -> bool:
