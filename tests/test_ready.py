@@ -26,6 +26,7 @@ from pgsignals.receivers import Registry
 from pgsignals.signals import receiver_failed
 from pgsignals.testing import capture_events
 
+from .declaring.models import Restaurant
 from .relaying import Box, only_receivers_of_this_test, relaying
 from .shop.models import Article, Customer, Line, Order, Page, Token
 
@@ -182,6 +183,10 @@ def test_the_fields_of_the_key_go_by_their_own_names_too() -> None:
         Order.objects.create(pk=5)
         Page.objects.create(slug="about")
         Line.objects.create(order_number=7, position="b")
+    parent = made_up([3], model=Restaurant, label="declaring.restaurant")
+    fill("place:3", "place:3:3")
+    invalidate("place:{place_ptr}", "place:{place_ptr_id}:{pk}")(parent)
+    assert left("place:3", "place:3:3") == []
     for template, event in zip(("order:{id}", "page:{slug}", "line:{order_number}:{position}"), events, strict=True):
         invalidate(template)(event)
     assert left(*keys) == []
@@ -305,9 +310,10 @@ def test_the_same_warning_is_said_once_a_minute(
 
 def test_a_key_that_the_cache_would_not_take_keeps_no_other_entry() -> None:
     """Values come from outside; memcached refuses a key with a space, and so has no such entry."""
-    fill("board:a", "board:c", alias="strict")
-    invalidate("board:{status}", cache="strict")([made_up([1, ["a"], ["b b"]]), made_up([1, ["b b"], ["c"]])])
-    assert left("board:a", "board:c", alias="strict") == []
+    keys = [f"board:{number}" for number in range(20)]
+    fill(*keys, alias="strict")
+    invalidate("board:{status}", cache="strict")([made_up([1, [f"{n} n"], [str(n)]]) for n in range(20)])
+    assert left(*keys, alias="strict") == []
 
 
 def test_what_the_cache_raises_is_raised() -> None:
@@ -438,13 +444,26 @@ async def asynchronous(event: Any) -> None:
 
 
 class Celeryish:
-    """A task that runs here and now when it is called."""
+    """A task that runs here and now when it is called, and has the name of its function."""
+
+    def __init__(self) -> None:
+        self.__qualname__ = "send_board"
 
     def __call__(self, event: Any) -> None:
         pass
 
     def delay(self, event: Any) -> None:
         received.append(("delayed", event))
+
+
+class Dramatic:
+    """Likewise, with another word for it."""
+
+    def __call__(self, event: Any) -> None:
+        pass
+
+    def send(self, event: Any) -> None:
+        pass
 
 
 class AsynchronousCall:
@@ -460,7 +479,8 @@ class AsynchronousCall:
         (asynchronous, f"{__name__}.asynchronous.*nobody would await"),
         (functools.partial(asynchronous), "nobody would await"),
         (AsynchronousCall(), "nobody would await"),
-        (Celeryish(), r"here and now.*Pass its \.delay"),
+        (Celeryish(), r"send_board.*here and now.*Pass its \.delay"),
+        (Dramatic(), r"here and now.*Pass its \.send"),
     ],
 )
 def test_what_would_enqueue_nothing_is_refused_where_it_stands(task: Any, says: str) -> None:
@@ -478,7 +498,7 @@ def test_the_method_of_a_task_that_puts_it_into_its_queue_is_taken() -> None:
     [
         (sends, f"{__name__}.sends"),
         (lambda event: None, f"{__name__}.<lambda>"),
-        (Celeryish().delay, f"{__name__}.Celeryish.delay"),
+        (Celeryish().delay, f"{__name__}.send_board.delay"),
         (functools.partial(sends, 1), f"partial of {__name__}.sends"),
         (print, "builtins.print"),
         (SimpleNamespace(enqueue=sends), "types.SimpleNamespace"),
