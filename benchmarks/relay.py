@@ -81,6 +81,10 @@ class Failed(Exception):
     """A turn without a result; the text says why."""
 
 
+class Late(Failed):
+    """A process did not answer in time."""
+
+
 # Processes.
 
 
@@ -112,14 +116,14 @@ class Child:
         return self.process.pid
 
     def get(self, within: float = LIMIT) -> Any:
-        """Its next answer. Raises TimeoutError, and Failed where it has ended."""
+        """Its next answer. Raises Late after so many seconds, and Failed where it has ended."""
         if not self.pipe.poll(within):
-            raise TimeoutError(f"no answer within {within:g} s")
+            raise Late(f"one of its processes did not answer within {within:g} s")
         try:
             return self.pipe.recv()
         except EOFError:
             self.process.join(5)
-            raise Failed(f"its process ended with {self.process.exitcode}; the error stands above") from None
+            raise Failed(f"one of its processes ended with {self.process.exitcode}; the error stands above") from None
 
     def ask(self) -> Any:
         """What it answers to a nudge."""
@@ -232,7 +236,7 @@ def take_turn(listen: Listen, kind: type[Tally], write: Write, count: int) -> tu
             written = writer.get(WRITING)
             try:
                 return written, listener.get()
-            except TimeoutError:
+            except Late:
                 raise Failed(f"{listener.ask():,} of {count:,} arrived within {LIMIT:g} s after the commit") from None
 
 
@@ -750,13 +754,13 @@ def flood(is_async: bool, rows: int, at_a_time: int) -> Flooded:
             writer.get(max(WRITING, rows / 10_000))
         try:
             relay.get()
-        except TimeoutError:
+        except Late:
             raise Failed(f"not all of {rows:,} events came to the relay within {LIMIT:g} s after the commit") from None
         relay.pipe.send("wake up")
         Table("Ours").fill(1)
         try:
             seen, gaps = relay.get()
-        except TimeoutError:
+        except Late:
             raise Failed(f"the receiver has not come to the last event within {LIMIT:g} s of waking up") from None
         after, peak = (memory(relay.pid, what, "status") for what in ("VmRSS", "VmHWM"))
     return Flooded(before, peak, after, seen, gaps)
