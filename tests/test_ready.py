@@ -6,10 +6,12 @@ import functools
 import json
 import logging
 import re
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from decimal import Decimal
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from pgsignals.testing import capture_events
 
 from .declaring.models import Restaurant
 from .relaying import Box, only_receivers_of_this_test, relaying
+from .shop import models as shop
 from .shop.models import Article, Customer, Line, Order, Page, Token
 
 try:
@@ -35,6 +38,7 @@ try:
 except ImportError:
     tasks = None  # type: ignore[assignment]
 
+DOCS = Path(__file__).parent.parent / "docs"
 LOCMEM = "django.core.cache.backends.locmem.LocMemCache"
 
 
@@ -376,6 +380,44 @@ def test_a_relay_drops_the_entries_of_its_process() -> None:
         sql("UPDATE shop_order SET state = 'paid'")
         dropped.wait()
     assert left(f"order:{order.pk}", "order:0") == ["order:0"]
+
+
+def documented(*words: str) -> str:
+    """The code in docs/receivers.md that has these words, one block for each."""
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "receivers.md").read_text(), re.DOTALL)
+    return "\n".join(next(block for block in blocks if word in block) for word in words)
+
+
+def run_documented(code: str, monkeypatch: pytest.MonkeyPatch, **further: Any) -> None:
+    monkeypatch.setitem(sys.modules, "shop", ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.models", shop)
+    exec(compile(code, "docs/receivers.md", "exec"), {"__name__": __name__, **further})
+
+
+def call_all(registry: Registry, event: PgEvent) -> None:
+    for receiver in registry.matching(event):
+        receiver.function(event)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_documentation_drops_what_it_says(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    with override_settings(CACHES=CACHES | {"orders": CACHES["board"]}):
+        run_documented(documented('"orders:{status}"', "clear=True"), monkeypatch)
+        fill("order:5", "order:6", "orders:new", "orders:paid", "orders:sent", "orders")
+        fill("order:5", "anything", alias="orders")
+        with capture_events() as events:
+            order = Order.objects.create(pk=5)
+            order.status = "paid"
+            order.save()
+            truncate()
+        call_all(registry, events[1])
+        assert left("order:5", "order:6", "orders:new", "orders:paid", "orders:sent", "orders") == [
+            "order:6",
+            "orders:sent",
+        ]
+        assert left("order:5", "anything", alias="orders") == ["anything"]
+        call_all(registry, events[2])
+        assert left("anything", alias="orders") == []
 
 
 # Tasks.
