@@ -6,7 +6,7 @@ Importing this needs no app registry: models and migrations import it.
 from .context import context, silenced
 from .event import PgEvent
 from .publishing import PublishError, apublish, publish
-from .receivers import on_pg_event
+from .receivers import on_pg_event, on_pg_gap
 from .triggers.declaration import Notify
 from .triggers.operations import AddNotify, RemoveNotify
 
@@ -21,6 +21,7 @@ __all__ = [
     "apublish",
     "context",
     "on_pg_event",
+    "on_pg_gap",
     "publish",
     "silenced",
 ]

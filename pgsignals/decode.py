@@ -5,8 +5,6 @@ What a label means is worked out once and kept; decoding a row then makes one sl
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -14,13 +12,10 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 
 from . import values, wire
-from .event import MESSAGE, NO_CONTEXT, Origin, PgEvent, Reader
+from .event import MESSAGE, NO_CONTEXT, NOTHING, TRUNCATE, Origin, PgEvent, Reader
 
 if TYPE_CHECKING:
     from django.db.models import Model
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 class UnknownLabel(wire.WireError):
     """An event about a model that this project does not have: another project writes to the same database."""
@@ -51,12 +46,8 @@ class Decoder:
         return [PgEvent(Origin(op=MESSAGE, channel=channel, database=self.database), document)]
 
     def _rows(self, channel: str, parsed: wire.RowsPayload) -> list[PgEvent]:
-        origin = self._origin(channel, parsed)
-        return [PgEvent(origin, row) for row in parsed.rows]
-
-    def _origin(self, channel: str, parsed: wire.RowsPayload) -> Origin:
-        known = self._known(parsed.label)
-        return Origin(
+        known = self._models.get(parsed.label) or self._known(parsed.label)
+        origin = Origin(
             op=parsed.operation,
             channel=channel,
             database=self.database,
@@ -64,15 +55,17 @@ class Decoder:
             model=known.model,
             schema=parsed.schema,
             transaction=parsed.transaction,
-            at=_moment(parsed.microseconds),
-            changed=frozenset(parsed.changed),
-            context=MappingProxyType(parsed.context) if parsed.context else NO_CONTEXT,
+            microseconds=parsed.microseconds,
+            changed=parsed.changed or NOTHING,
+            context=parsed.context or NO_CONTEXT,
             incomplete=parsed.incomplete,
             fields=parsed.fields,
             readers=known,
             aliases=known.aliases,
             read_pk=known.read_pk,
         )
+        # A truncate is one event about the table.
+        return [PgEvent(origin, row) for row in ([[]] if origin.op == TRUNCATE else parsed.rows)]
 
     def _known(self, label: str) -> _ModelReaders:
         known = self._models.get(label)
@@ -114,13 +107,6 @@ def _model(label: str) -> type[Model]:
         return apps.get_model(label)
     except (LookupError, ValueError):
         raise UnknownLabel(label) from None
-
-
-def _moment(microseconds: int) -> datetime:
-    try:
-        return _EPOCH + timedelta(microseconds=microseconds)
-    except OverflowError:
-        raise wire.WireError(f"its time is {microseconds} microseconds since 1970, which is no date") from None
 
 
 def read_message(payload: str | bytes) -> Any:

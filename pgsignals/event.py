@@ -9,11 +9,11 @@ This module knows no JSON, no SQL and no connection. It is handed functions that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import FrozenInstanceError, dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -28,6 +28,9 @@ OPERATIONS = (INSERT, UPDATE, DELETE, TRUNCATE)
 Reader = Callable[[Any], Any]
 
 NO_CONTEXT: Mapping[str, Any] = MappingProxyType({})
+NOTHING: frozenset[str] = frozenset()
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def as_it_came(raw: Any) -> Any:
@@ -35,9 +38,9 @@ def as_it_came(raw: Any) -> Any:
     return raw
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Origin:
-    """What all events of one notification have in common."""
+    """What all events of one notification have in common. Nobody changes it, once it is made."""
 
     op: str
     channel: str
@@ -46,12 +49,13 @@ class Origin:
     model: type[Model] | None = None
     schema: str | None = None
     transaction: int | None = None
-    at: datetime | None = None
-    changed: frozenset[str] = frozenset()
+    microseconds: int | None = None
+    """Since 1970, by the database's clock."""
+    changed: frozenset[str] = NOTHING
     incomplete: bool = False
     fields: tuple[str, ...] = ()
-    context: Mapping[str, Any] = field(default_factory=lambda: NO_CONTEXT)
-    aliases: Mapping[str, str] = field(default_factory=lambda: NO_CONTEXT)
+    context: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     readers: Mapping[str, Reader] = field(default_factory=dict)
     read_pk: Reader = as_it_came
 
@@ -115,32 +119,18 @@ _OLD = {UPDATE: 1, DELETE: 1}
 _NEW = {INSERT: 1, UPDATE: 2}
 
 
-class _Slots:
-    __slots__ = ("_converted", "_origin", "_row")
-
-    _origin: Origin
-    _row: Any
-    _converted: dict[str, Any] | None
-
-
-# The slots' own setters: the one way into a frozen event, and faster than object.__setattr__ by name.
-_set_origin = _Slots.__dict__["_origin"].__set__
-_set_row = _Slots.__dict__["_row"].__set__
-_set_converted = _Slots.__dict__["_converted"].__set__
-
-
-class PgEvent(_Slots):
+class PgEvent:
     """Something that happened in PostgreSQL: a row changed, a table was truncated, or a message was published.
 
-    Frozen: assigning to it raises FrozenInstanceError.
+    Frozen: its attributes are properties, and assigning to one raises AttributeError.
     """
 
-    __slots__ = ()
+    __slots__ = ("_converted", "_origin", "_row")
 
     def __init__(self, origin: Origin, row: Any) -> None:
-        _set_origin(self, origin)
-        _set_row(self, row)
-        _set_converted(self, None)
+        self._origin = origin
+        self._row = row
+        self._converted: dict[str, Any] | None = None
 
     # What the event is about.
 
@@ -220,7 +210,8 @@ class PgEvent(_Slots):
     @property
     def at(self) -> datetime | None:
         """When the write happened, by the database's clock, aware. None for a message: NOTIFY carries no time."""
-        return self._origin.at
+        microseconds = self._origin.microseconds
+        return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
     @property
     def transaction(self) -> int | None:
@@ -267,22 +258,41 @@ class PgEvent(_Slots):
     @property
     def context(self) -> Mapping[str, Any]:
         """Who wrote, and why, as `pgsignals.context()` said in the writer's transaction. Empty where nobody said."""
-        return self._origin.context
+        return MappingProxyType(self._origin.context)
 
     # The row itself.
 
     def instance(self) -> Model | None:
         """Load the row as it is now, from the database that the event names; None when it is gone.
 
+        In a list that a receiver with batch=True was given, the first call loads the rows of all its events.
         Raises LookupError for a message, which is about no row.
         """
         queryset = self._queryset()
-        return None if queryset is None else queryset.first()
+        if queryset is None:
+            return None
+        if (batch := self._batch) is None:
+            found: Model | None = queryset.first()
+            return found
+        if batch.missing(self):
+            batch.put(self, list(batch.queryset(self)))
+        return batch.found(self)
 
     async def ainstance(self) -> Model | None:
         """`instance()` for asynchronous code."""
         queryset = self._queryset()
-        return None if queryset is None else await queryset.afirst()
+        if queryset is None:
+            return None
+        if (batch := self._batch) is None:
+            found: Model | None = await queryset.afirst()
+            return found
+        if batch.missing(self):
+            batch.put(self, [one async for one in batch.queryset(self)])
+        return batch.found(self)
+
+    @property
+    def _batch(self) -> _Instances | None:
+        return None if self._converted is None else self._converted.get("batch")
 
     def _queryset(self) -> Any:
         if self.model is None:
@@ -297,8 +307,7 @@ class PgEvent(_Slots):
     def _once(self, name: str, read: Callable[[], Any]) -> Any:
         converted = self._converted
         if converted is None:
-            converted = {}
-            _set_converted(self, converted)
+            converted = self._converted = {}
         if name not in converted:
             converted[name] = read()
         return converted[name]
@@ -336,7 +345,8 @@ class PgEvent(_Slots):
 
     def _comparable(self) -> tuple[Any, ...]:
         origin = self._origin
-        return (origin.op, origin.label, origin.channel, origin.transaction, origin.at, origin.changed, self._row)
+        where_and_when = (origin.label, origin.channel, origin.transaction, origin.microseconds)
+        return (origin.op, *where_and_when, origin.changed, self._row)
 
     def __eq__(self, other: object) -> bool:
         return self._comparable() == other._comparable() if isinstance(other, PgEvent) else NotImplemented
@@ -344,8 +354,33 @@ class PgEvent(_Slots):
     def __hash__(self) -> int:
         return hash((self._origin.op, self._origin.label, self._origin.channel, self._origin.transaction))
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise FrozenInstanceError(f"cannot assign to {name!r}: an event is a record of what happened")
 
-    def __delattr__(self, name: str) -> NoReturn:
-        raise FrozenInstanceError(f"cannot delete {name!r}: an event is a record of what happened")
+class _Instances:
+    """The rows that the events of a batch are about, loaded together by the first who asks."""
+
+    def __init__(self, events: Sequence[PgEvent]) -> None:
+        self._events = events
+        self._loaded: dict[str, dict[Any, Model]] = {}
+
+    def missing(self, event: PgEvent) -> bool:
+        return event.label not in self._loaded
+
+    def queryset(self, event: PgEvent) -> Any:
+        keys = {one.pk for one in self._events if one.label == event.label and one.raw_pk is not None}
+        model: Any = event.model
+        return model._base_manager.using(event.database).filter(pk__in=keys)
+
+    def put(self, event: PgEvent, instances: list[Model]) -> None:
+        self._loaded[event.label or ""] = {one.pk: one for one in instances}
+
+    def found(self, event: PgEvent) -> Model | None:
+        return self._loaded[event.label or ""].get(event.pk)
+
+
+def together(events: Iterable[PgEvent]) -> list[PgEvent]:
+    """The same events as one batch: `instance()` of the first loads the rows of all."""
+    batch = [PgEvent(event._origin, event._row) for event in events]
+    instances = _Instances(batch)
+    for event in batch:
+        event._converted = {"batch": instances}
+    return batch

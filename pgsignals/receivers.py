@@ -37,7 +37,6 @@ class Condition:
     operations: tuple[str, ...]
     changed: frozenset[str] = frozenset()
     type: str | None = None
-    everywhere: bool = False
 
     @property
     def label(self) -> str | None:
@@ -75,19 +74,50 @@ def _concrete_label(label: str) -> str:
     return str((model._meta.concrete_model or model)._meta.label_lower)
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a function is called; the same for all its conditions."""
+
+    everywhere: bool = False
+    """In web processes too."""
+    once: bool = False
+    """In one process alone."""
+    batch: bool = False
+    """With a list of the events that came together."""
+    timeout: float | None = None
+    """Seconds after which a call counts as failed."""
+
+    def __str__(self) -> str:
+        said = [name for name in ("everywhere", "once", "batch") if getattr(self, name)]
+        return ", ".join([*said, *([f"timeout: {self.timeout:g} s"] if self.timeout else [])])
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a receiver has done in this process since the start."""
+
+    events: int = 0
+    calls: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+    """Spent in its calls."""
+
+
 @dataclass(eq=False, slots=True)
 class Receiver:
     """A function, and the conditions under which it is called."""
 
     function: Callable[..., Any]
+    options: Options = field(default_factory=Options)
     conditions: list[Condition] = field(default_factory=list)
     is_async: bool = False
     """Whether it is a coroutine function."""
+    counts: Counts = field(default_factory=Counts)
 
     @property
-    def everywhere(self) -> bool:
-        """Whether it runs in web processes too."""
-        return any(condition.everywhere for condition in self.conditions)
+    def duty(self) -> str | None:
+        """What only one relay may do, where it is to be called in one process alone."""
+        return f"call the receiver {self.name}" if self.options.once else None
 
     @property
     def name(self) -> str:
@@ -109,6 +139,8 @@ def _repr(function: object) -> str:
         return f"a {type(function).__name__}"
 
 
+_OPTIONS = ("everywhere", "once", "batch", "timeout")
+
 Matches = list[tuple[Receiver, tuple[Condition, ...] | None]]
 """Receivers with the conditions that an event must still meet; None where nothing is left to meet."""
 Tables = tuple[dict[tuple[str, str], Matches], dict[str, Matches]]
@@ -120,26 +152,42 @@ class Registry:
 
     def __init__(self) -> None:
         self._receivers: dict[Identity, Receiver] = {}
+        self._gap_receivers: dict[Identity, tuple[Receiver, bool]] = {}
         self._tables: Tables | None = None
         """By model and operation, and by channel; made when an event comes, and anew after a receiver did."""
         # Receivers may come while a relay runs in another thread.
         self._lock = threading.RLock()
 
-    def add(self, function: Callable[..., Any], condition: Condition) -> None:
+    def add(self, function: Callable[..., Any], condition: Condition, options: Options | None = None) -> None:
         """Put a condition to a function's receiver. The same function with the same condition counts once.
 
-        Raises TypeError where two decorators of one function disagree about `everywhere`.
+        Raises TypeError where two decorators of one function disagree about its options.
         """
+        options = options or Options()
         with self._lock:
-            receiver = self._receivers.setdefault(_identity(function), Receiver(function))
+            receiver = self._receivers.setdefault(_identity(function), Receiver(function, options))
+            if receiver.function is function and receiver.options != options:
+                different = [name for name in _OPTIONS if getattr(receiver.options, name) != getattr(options, name)]
+                raise TypeError(
+                    f"{receiver.name}: {', '.join(different)} must be the same in all its @on_pg_event decorators."
+                )
             # A module that is imported anew (a reload) brings the function as a new object.
-            receiver.function = function
+            receiver.function, receiver.options = function, options
             receiver.is_async = _is_async(function)
-            if any(other.everywhere != condition.everywhere for other in receiver.conditions):
-                raise TypeError(f"{receiver.name}: everywhere= must be the same in all its @on_pg_event decorators.")
             if condition not in receiver.conditions:
                 receiver.conditions.append(condition)
             self._tables = None
+
+    def add_gap(self, function: Callable[..., Any], options: Options, start: bool = False) -> None:
+        """Have a function called with gaps. The same function counts once."""
+        with self._lock:
+            receiver = Receiver(function, options, is_async=_is_async(function))
+            self._gap_receivers[_identity(function)] = receiver, start
+
+    def of_gaps(self, start: bool = False) -> list[Receiver]:
+        """The receivers of gaps; of that of the start, only those that want it."""
+        with self._lock:
+            return [receiver for receiver, wants_start in self._gap_receivers.values() if wants_start or not start]
 
     def __iter__(self) -> Iterator[Receiver]:
         with self._lock:
@@ -152,6 +200,7 @@ class Registry:
         """Forget all receivers."""
         with self._lock:
             self._receivers.clear()
+            self._gap_receivers.clear()
             self._tables = None
 
     def channels(self) -> set[str]:
@@ -159,7 +208,10 @@ class Registry:
         return {one.channel for receiver in self for one in receiver.conditions if one.channel is not None}
 
     def matching(self, event: PgEvent) -> list[Receiver]:
-        """The receivers to be called for an event, in the order in which they were registered."""
+        """The receivers to be called for an event, in the order in which they were registered.
+
+        They are the same for all rows of one notification.
+        """
         rows, channels = self._tables or self._compile()
         if event.op == MESSAGE:
             return _admitted(channels.get(event.channel), event)
@@ -252,26 +304,60 @@ def on_pg_event(
         narrowed by it, and an event that is `incomplete` passes, because nobody can tell.
     type: of a channel's messages, only those whose payload is an object with this `type`.
     everywhere: run in web processes too (see pgsignals.asgi), for what each process must do for itself.
+    once: run in one `listen` process alone, however many there are. When that process ends another takes over within
+        seconds; around that moment an event may be missed, or come twice.
+    batch: call it with a list of the events that came together, at most PGSIGNALS["BATCH"]. `event.instance()` of one
+        of them then loads the rows of all, with one query.
+    timeout: seconds after which a call counts as failed. An asynchronous one is cancelled. A synchronous one cannot be
+        ended: it is left behind in its thread, and the next event is handled in a new one.
 
     Decorators can be stacked: the function is called once for an event that meets any of them.
 
     Raises ValueError or TypeError for what can never fit. The other arguments belong to later versions and raise
     NotImplementedError. A model without a declaration and an unknown field are found by `manage.py check`.
     """
-    _refuse_later(
-        once=once, batch=batch, group=group, atomic=atomic, key=key, max_attempts=max_attempts, timeout=timeout
-    )
+    _refuse_later(group=group, atomic=atomic, key=key, max_attempts=max_attempts)
     if start != "now":
         raise NotImplementedError(f"on_pg_event(start={start!r}) needs the log, which this version does not have yet.")
-    condition = _condition(source, ops, model, changed, type, everywhere)
+    condition = _condition(source, ops, model, changed, type)
+    options = _options(everywhere, once, batch, timeout)
 
     def register(function: Function) -> Function:
         if not callable(function):
             raise TypeError(f"@on_pg_event decorates a function, and not {function!r}.")
-        registry.add(function, condition)
+        registry.add(function, condition, options)
         return function
 
     return register
+
+
+def on_pg_gap(function: Function | None = None, *, everywhere: bool = False, start: bool = False) -> Any:
+    """Call the decorated function, sync or async, with each Gap: a stretch in which fast events may have been lost.
+
+    For what must be thrown away, or made anew, when nobody knows what was missed: a cache, a total. The gap has
+    `database`, `since`, `until` (aware datetimes by this machine's clock) and `cause`.
+
+    everywhere: in web processes too.
+    start: also when the relay starts, before which nobody listened here; the cause is then "start".
+
+    Used as `@on_pg_gap` or `@on_pg_gap(everywhere=True)`.
+    """
+
+    def register(function: Function) -> Function:
+        if not callable(function):
+            raise TypeError(f"@on_pg_gap decorates a function, and not {function!r}.")
+        registry.add_gap(function, Options(everywhere=everywhere), start)
+        return function
+
+    return register if function is None else register(function)
+
+
+def _options(everywhere: bool, once: bool, batch: bool, timeout: float | None) -> Options:
+    if once and everywhere:
+        raise ValueError("on_pg_event(once=True, everywhere=True): it runs either in one process or in all.")
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
+        raise ValueError(f"on_pg_event(timeout={timeout!r}): seconds are meant, more than 0.")
+    return Options(everywhere, once, batch, timeout)
 
 
 def _condition(
@@ -280,12 +366,11 @@ def _condition(
     model: type[Model] | str | None,
     changed: str | Collection[str] | None,
     kind: str | None,
-    everywhere: bool,
 ) -> Condition:
     if (source is None) == (model is None):
         raise TypeError("on_pg_event needs one source: a model class or a channel's name first, or model='app.Model'.")
     if isinstance(source, str):
-        return _channel_condition(source, ops, changed, kind, everywhere)
+        return _channel_condition(source, ops, changed, kind)
     named = source if model is None else model
     if kind is not None:
         raise TypeError(f"on_pg_event(type={kind!r}): only messages of a channel have a type, rows do not.")
@@ -297,12 +382,10 @@ def _condition(
     narrowed = frozenset([changed] if isinstance(changed, str) else changed or ())
     if narrowed and ops and UPDATE not in ops:
         raise ValueError(f"on_pg_event(changed={changed!r}): only updates change fields, and 'update' is not named.")
-    return Condition(named, None, _in_order(ops), narrowed, None, everywhere)
+    return Condition(named, None, _in_order(ops), narrowed)
 
 
-def _channel_condition(
-    channel: str, ops: tuple[str, ...], changed: object, kind: str | None, everywhere: bool
-) -> Condition:
+def _channel_condition(channel: str, ops: tuple[str, ...], changed: object, kind: str | None) -> Condition:
     try:
         check_channel(channel)
     except PublishError as error:
@@ -313,7 +396,7 @@ def _channel_condition(
             f"on_pg_event({channel!r}): {channel!r} is a channel's name, whose messages know no {given}. "
             f"For a model by its label write model={channel!r}."
         )
-    return Condition(None, channel, (MESSAGE,), frozenset(), kind, everywhere)
+    return Condition(None, channel, (MESSAGE,), frozenset(), kind)
 
 
 def _check_operations(ops: tuple[str, ...]) -> None:

@@ -127,11 +127,11 @@ def relaying(
 @contextmanager
 def only_receivers_of_this_test() -> Iterator[Registry]:
     """The registry is empty, and afterwards as it was."""
-    kept = [(one.function, condition) for one in registry for condition in one.conditions]
+    kept = [(one.function, condition, one.options) for one in registry for condition in one.conditions]
     registry.clear()
     try:
         yield registry
     finally:
         registry.clear()
-        for function, condition in kept:
-            registry.add(function, condition)
+        for function, condition, options in kept:
+            registry.add(function, condition, options)

@@ -16,7 +16,7 @@ from django.dispatch import Signal
 from django.test import override_settings
 
 from pgsignals import PgEvent, on_pg_event, publish
-from pgsignals.dispatch import Buffer
+from pgsignals.dispatch.buffer import Buffer
 from pgsignals.event import Origin
 from pgsignals.receivers import Registry
 from pgsignals.signals import EventSignal, pg_event, receiver_failed, relay_gap
@@ -473,9 +473,9 @@ def test_a_transaction_that_a_receiver_left_open_is_not_the_next_ones() -> None:
 
 def release_when_it_stops(running: Running, go_on: threading.Event) -> None:
     """The receivers' sink wakes its thread when it has been told to stop; at that moment the receiver may go on."""
-    thread = running.relay.sinks[0]._wake_thread  # type: ignore[attr-defined]
-    release = thread.release
-    thread.release = lambda: (release(), go_on.set())
+    threaded = running.relay.sinks[0].threaded  # type: ignore[attr-defined]
+    wake = threaded.wake
+    threaded.wake = lambda: (wake(), go_on.set())
 
 
 def test_the_end_waits_for_the_running_receiver_and_drops_the_rest(caplog: pytest.LogCaptureFixture) -> None:

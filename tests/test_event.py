@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -21,12 +20,10 @@ def update(row: Any = (1, ["a"], ["b"]), **more: Any) -> PgEvent:
 
 def test_an_event_cannot_be_changed() -> None:
     event = update()
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         event.op = "delete"  # type: ignore[misc]
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         event.note = "x"  # type: ignore[attr-defined]
-    with pytest.raises(FrozenInstanceError):
-        del event._row
     assert not hasattr(event, "__dict__")
 
 

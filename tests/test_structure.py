@@ -27,6 +27,7 @@ ROWS = [
     ["dispatch"],
     ["triggers"],
     ["listening"],
+    ["ready"],
     ["live", "ready"],
     ["asgi", "checks", "management", "testing"],
     ["apps", "pytest_plugin"],

@@ -12,7 +12,7 @@ from typing import Any
 from django.core.serializers.json import DjangoJSONEncoder
 
 from .. import conf
-from ..dispatch import Buffer
+from ..dispatch.buffer import Buffer
 from ..event import PgEvent
 from ..sink import Gap, Sink
 

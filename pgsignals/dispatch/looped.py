@@ -1,0 +1,146 @@
+"""Asynchronous receivers: a bounded number of them at a time, in the relay's event loop.
+
+Some tasks take calls from one feed, each the next. A receiver that never waits for anything is called by one of them
+after the other, without a task for each event; one that waits leaves the feed to the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+from asgiref.sync import sync_to_async
+
+from .. import conf
+from ..receivers import Receiver
+from .calling import BRIEF, Argument, Slowness, count, refresh, report, tidy
+from .feed import Call, Feed
+
+_IN_A_ROW = 200
+"""Calls after which others may use the event loop, although no receiver waited for anything."""
+
+
+class Looped:
+    """Works off a feed in an event loop."""
+
+    def __init__(self, feed: Feed, slowness: Slowness) -> None:
+        self.feed = feed
+        self._slowness = slowness
+        self._stopping = False
+        self._calls: Iterator[Call] | None = None
+        self._idle: list[asyncio.Future[None]] = []
+        self._running: dict[int, tuple[Receiver, float]] = {}
+        """By the number of the task."""
+        self._helper_is_coming = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._most = conf.get().CONCURRENCY
+        self._last_used: Receiver | None = None
+        """A receiver that took long enough to have used the database, since connections were looked after."""
+
+    def wake(self) -> None:
+        """There is something to do."""
+        if self._idle:
+            waiter = self._idle.pop()
+            if not waiter.done():
+                waiter.set_result(None)
+        elif len(self._tasks) < self._most:
+            work = self._work(len(self._tasks))
+            self._tasks.append(asyncio.create_task(work, name="pgsignals-receivers"))
+
+    async def stop(self, within: float | None) -> None:
+        """Let the running receivers finish, and end those that do not."""
+        self._stopping = True
+        for waiter in self._idle:
+            if not waiter.done():
+                waiter.set_result(None)
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=within)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
+    def watch(self) -> None:
+        """See whether a receiver takes its time. Called now and then."""
+        now = time.perf_counter()
+        for receiver, since in list(self._running.values()):
+            self._slowness.running(receiver, now - since, self.feed.waiting()[0])
+
+    async def _work(self, number: int) -> None:
+        in_a_row = 0
+        while not self._stopping:
+            call = self._next()
+            if call is not None:
+                if self._idle or len(self._tasks) < self._most:
+                    self._more()
+                await self._call(number, *call)
+                in_a_row += 1
+                if in_a_row % _IN_A_ROW == 0:
+                    await asyncio.sleep(0)
+            elif self._last_used is not None and not self._running:
+                # Once for all that waited: it costs a way to another thread and back.
+                used, self._last_used = self._last_used, None
+                await sync_to_async(_look_after_connections)(used)
+            else:
+                waiter = asyncio.get_running_loop().create_future()
+                self._idle.append(waiter)
+                await waiter
+
+    def _next(self) -> Call | None:
+        if self._calls is None:
+            if not self.feed.buffer:
+                return None
+            self._calls = self.feed.calls()
+        call = next(self._calls, None)
+        if call is None:
+            self._calls = None
+        return call
+
+    def _more(self) -> None:
+        """Another task takes the next call, should this one's receiver wait for something."""
+        if not self._helper_is_coming:
+            self._helper_is_coming = True
+            asyncio.get_running_loop().call_soon(self._help)
+
+    def _help(self) -> None:
+        self._helper_is_coming = False
+        if self._calls is not None or self.feed.buffer:
+            self.wake()
+
+    async def _call(self, number: int, receiver: Receiver, argument: Argument) -> None:
+        began = time.perf_counter()
+        self._running[number] = (receiver, began)
+        error: BaseException | None = None
+        try:
+            if receiver.options.timeout is None:
+                await receiver.function(argument)
+            else:
+                async with asyncio.timeout(receiver.options.timeout):
+                    await receiver.function(argument)
+        except BaseException as raised:
+            # A receiver that raises CancelledError itself has failed; a task that is cancelled from outside ends.
+            if isinstance(raised, asyncio.CancelledError) and _is_cancelled():
+                raise
+            error = raised
+        finally:
+            del self._running[number]
+        seconds = time.perf_counter() - began
+        count(receiver, argument, seconds, failed=error is not None)
+        if seconds > BRIEF:
+            self._last_used = receiver
+            self._slowness.ended(receiver, seconds, argument)
+        if error is not None:
+            report(receiver.function, receiver.name, argument, error)
+            await sync_to_async(_look_after_connections)(receiver)
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def _look_after_connections(receiver: Receiver) -> None:
+    """In the thread in which Django runs the queries of asynchronous code."""
+    tidy(receiver)
+    refresh()

@@ -1,0 +1,120 @@
+"""The sink that calls receivers: events wait in buffers, one for each kind of receivers, and are worked off."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Sequence
+
+from .. import conf
+from ..event import PgEvent
+from ..receivers import Receiver, Registry
+from ..receivers import registry as the_registry
+from ..signals import pg_event
+from ..sink import START, Gap, Sink
+from .buffer import Buffer
+from .calling import Slowness
+from .feed import Feed
+from .looped import Looped
+from .threaded import Threaded
+
+logger = logging.getLogger("pgsignals.dispatch")
+
+_WATCH_EVERY = 0.25
+"""Seconds between two looks at running receivers."""
+
+
+class ReceiversSink(Sink):
+    """Gives events to the receivers of a registry, and to the signal `pg_event`.
+
+    which: `all` receivers, or those that run `everywhere`; or a function that chooses.
+    stop_within: seconds that a running receiver may take to finish when the relay stops; None waits as long as it
+        takes.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        registry: Registry = the_registry,
+        which: str | Callable[[Receiver], bool] = "all",
+        stop_within: float | None = None,
+    ) -> None:
+        self.registry = registry
+        self.which = which
+        self.stop_within = stop_within
+        self._held: frozenset[str] = frozenset()
+        megabytes, slowness = conf.get().BUFFER, Slowness()
+        self._for_thread = Buffer(database, megabytes, self.gap)
+        self._for_loop = Buffer(database, megabytes, self.gap)
+        self.threaded = Threaded(Feed(self._for_thread, registry, False, self._wants), slowness)
+        self.looped = Looped(Feed(self._for_loop, registry, True, self._wants), slowness)
+        self._watching: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Start the thread."""
+        self._loop = asyncio.get_running_loop()
+        self.threaded.start()
+        self._watching = asyncio.create_task(self._watch(), name="pgsignals-watch")
+
+    def put(self, events: Sequence[PgEvent], size: int) -> None:
+        """Hand the events on where somebody waits for them."""
+        wanted = [receiver.is_async for receiver in self.registry if self._wants(receiver)]
+        if pg_event.receivers or not all(wanted):
+            self._for_thread.put(events, size)
+            self.threaded.wake()
+        if any(wanted):
+            self._for_loop.put(events, size)
+            self.looped.wake()
+
+    def gap(self, gap: Gap) -> None:
+        """Signals go through the worker thread: in order with events, and where blocking harms nobody else.
+
+        May be called from any thread.
+        """
+        self._for_thread.put(gap)
+        self.threaded.wake()
+        wanted = self.registry.of_gaps(start=gap.cause == START)
+        if self._loop is not None and any(receiver.is_async for receiver in wanted):
+            self._for_loop.put(gap)
+            self._loop.call_soon_threadsafe(self.looped.wake)
+
+    def duties(self) -> Collection[str]:
+        """To call the receivers with once=True, each."""
+        return [one.duty for one in self.registry if one.duty is not None and self._chosen(one)]
+
+    def lead(self, held: frozenset[str]) -> None:
+        """From now on those are called whose duty this relay has."""
+        self._held = held
+
+    def waiting(self) -> tuple[int, float]:
+        """Of both kinds of receivers together."""
+        (threads, longest), (loops, longest_too) = self.threaded.feed.waiting(), self.looped.feed.waiting()
+        return threads + loops, max(longest, longest_too)
+
+    @property
+    def dropped(self) -> int:
+        """Events that had to give way in the buffers."""
+        return self._for_thread.dropped + self._for_loop.dropped
+
+    async def stop(self) -> None:
+        """Let the running receivers finish, and drop what waits."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.gather(self.threaded.stop(self.stop_within), self.looped.stop(self.stop_within))
+        if left := self.waiting()[0]:
+            logger.warning("Stopped with %d events that no receiver had seen yet; fast events are not kept.", left)
+
+    def _wants(self, receiver: Receiver) -> bool:
+        return self._chosen(receiver) and (receiver.duty is None or receiver.duty in self._held)
+
+    def _chosen(self, receiver: Receiver) -> bool:
+        if callable(self.which):
+            return self.which(receiver)
+        return self.which == "all" or receiver.options.everywhere
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_EVERY)
+            self.threaded.watch()
+            self.looped.watch()

@@ -1,0 +1,140 @@
+"""Synchronous receivers: one worker thread calls them, in the order of events.
+
+A thread cannot be ended from outside. A receiver with a timeout that passes is left behind in its thread, and another
+thread goes on with the next call; one without a timeout holds up what comes after it, and is warned of.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+from django.db import connections
+
+from ..receivers import Receiver
+from .calling import BRIEF, Argument, Slowness, count, refresh, report, tidy
+from .feed import Call, Feed
+
+logger = logging.getLogger("pgsignals.dispatch")
+
+_MOST_LEFT_BEHIND = 10
+"""Threads that may hang at the same time; then the next hanging receiver is waited for."""
+
+Token = list[None]
+"""Whoever empties it, the call that ends or the watch that gives it up, has it."""
+
+
+class Threaded:
+    """Works off a feed in a thread."""
+
+    def __init__(self, feed: Feed, slowness: Slowness) -> None:
+        self.feed = feed
+        self._slowness = slowness
+        self._stopping = False
+        self._wake = threading.Semaphore(0)
+        self._calls: Iterator[Call] | None = None
+        self._running: tuple[Receiver, float, Argument, Token | None] | None = None
+        self._left_behind: list[threading.Thread] = []
+        self._thread = self._new_thread()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something to do."""
+        self._wake.release()
+
+    async def stop(self, within: float | None) -> None:
+        """Let the running receiver finish."""
+        self._stopping = True
+        self.wake()
+        await asyncio.to_thread(self._thread.join, within)
+        if self._thread.is_alive():
+            logger.warning("A receiver still runs after %s s; it is left behind.", within)
+
+    def watch(self) -> None:
+        """See whether a receiver takes its time. Called now and then, in another thread."""
+        if (running := self._running) is None:
+            return
+        receiver, since, argument, token = running
+        seconds = time.perf_counter() - since
+        timeout = receiver.options.timeout
+        if timeout is not None and token is not None and seconds > timeout:
+            self._leave_behind(receiver, argument, token, seconds)
+        else:
+            self._slowness.running(receiver, seconds, self.feed.waiting()[0])
+
+    # In the worker thread.
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._work, name="pgsignals-receivers", daemon=True)
+
+    def _work(self) -> None:
+        mine = True
+        while mine and not self._stopping:
+            if self._calls is None:
+                self._wake.acquire()
+                self._calls = self.feed.calls()
+            refresh()
+            mine = self._work_off(self._calls)
+            refresh()
+        connections.close_all()
+
+    def _work_off(self, calls: Iterator[Call]) -> bool:
+        """Whether this thread is still the one that works."""
+        clock = time.perf_counter
+        for receiver, argument in calls:
+            if self._stopping:
+                return True
+            token: Token | None = None if receiver.options.timeout is None else [None]
+            began = clock()
+            self._running = (receiver, began, argument, token)
+            error: BaseException | None = None
+            try:
+                receiver.function(argument)
+            except BaseException as raised:  # SystemExit too: a receiver may end neither the thread nor the relay
+                error = raised
+            if token is not None and not _take(token):
+                return False
+            self._running = None
+            seconds = clock() - began
+            count(receiver, argument, seconds, failed=error is not None)
+            if error is not None:
+                report(receiver.function, receiver.name, argument, error)
+            if seconds > BRIEF:
+                tidy(receiver)
+                self._slowness.ended(receiver, seconds, argument)
+        self._calls = None
+        return True
+
+    # In the watching thread.
+
+    def _leave_behind(self, receiver: Receiver, argument: Argument, token: Token, seconds: float) -> None:
+        self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
+        if len(self._left_behind) >= _MOST_LEFT_BEHIND:
+            self._slowness.running(receiver, seconds, self.feed.waiting()[0])
+            return
+        if not _take(token):
+            return
+        self._running = None
+        self._left_behind.append(self._thread)
+        self._thread = self._new_thread()
+        self._thread.start()
+        count(receiver, argument, seconds, failed=True)
+        text = (
+            f"no end after {seconds:.1f} s; it is left behind in its thread, and the next event is handled in another"
+        )
+        report(receiver.function, receiver.name, argument, TimeoutError(text))
+
+
+def _take(token: Token) -> bool:
+    """Whether the caller is the first; one operation for Python, so that two threads cannot both be."""
+    try:
+        token.pop()
+    except IndexError:
+        return False
+    return True
