@@ -369,17 +369,19 @@ def test_ready_receivers_are_told_apart_and_say_what_they_do(registry: Registry)
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_relay_drops_the_entries_of_its_process() -> None:
+@pytest.mark.parametrize("batch", [False, True])
+def test_a_relay_drops_the_entries_of_its_process(batch: bool) -> None:
     """The in-memory cache belongs to the process, and receivers have a thread of their own."""
-    order = Order.objects.create()
-    fill(f"order:{order.pk}", "order:0")
+    one, two = Order.objects.bulk_create([Order(), Order()])
+    fill(f"order:{one.pk}", f"order:{two.pk}", "order:0")
     dropped = Box()
-    on_pg_event(Order, everywhere=True)(invalidate("order:{pk}"))
-    on_pg_event(Order)(lambda event: dropped.put(event))
+    on_pg_event(Order, everywhere=True, batch=batch)(invalidate("order:{pk}"))
+    on_pg_event(Order, batch=batch)(lambda given: dropped.put(given))
     with relaying():
         sql("UPDATE shop_order SET state = 'paid'")
-        dropped.wait()
-    assert left(f"order:{order.pk}", "order:0") == ["order:0"]
+        given = dropped.wait(1 if batch else 2)
+    assert {type(one) for one in given} == {list if batch else PgEvent}
+    assert left(f"order:{one.pk}", f"order:{two.pk}", "order:0") == ["order:0"]
 
 
 def documented(*words: str) -> str:
@@ -633,3 +635,28 @@ def test_arguments_that_djangos_queue_cannot_carry_raise() -> None:
 @needs_tasks
 def test_a_task_of_django_goes_by_its_path() -> None:
     assert repr(enqueue(send_board)) == f"enqueue({__name__}.send_board)"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("word", ["from django.tasks", ".delay"])
+def test_the_documentation_enqueues_what_it_says(
+    word: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if word == "from django.tasks" and tasks is None:
+        pytest.skip("NOT RUN: tasks of django.tasks, which is new in Django 6.0")
+    with with_tasks("dummy.DummyBackend"), capture_events() as events:
+        run_documented(
+            documented(word), monkeypatch, on_pg_event=on_pg_event, enqueue=enqueue, Order=Order, send_board=Celeryish()
+        )
+        order = Order.objects.create()
+        Order.objects.update(total=2)
+        Order.objects.update(status="paid")
+    with with_tasks("dummy.DummyBackend"):
+        for event in events:
+            call_all(registry, event)
+        if word == ".delay":
+            said = [event for _, event in received]
+        else:
+            said = [event for result in tasks.default_task_backend.results for event in result.args]
+    assert [(one["op"], one["pk"], one["changed"]) for one in said] == [("update", order.pk, ["status"])]
+    assert [receiver.options.once for receiver in registry] == [True]
