@@ -389,6 +389,7 @@ def ours(is_async: bool) -> Listen:
     def listen(tally: Tally) -> None:
         from pgsignals.dispatch import ReceiversSink
         from pgsignals.listening.relay import Relay
+        from pgsignals.listening.running import spare_the_collector
         from pgsignals.receivers import Condition, Registry
 
         async def receiver(event: object) -> None:
@@ -398,6 +399,7 @@ def ours(is_async: bool) -> Listen:
         registry.add(receiver if is_async else tally.mark, Condition(model("Ours"), None, ("update",)))
         relay = Relay("default", [ReceiversSink("default", registry)])
         relay.on_listening = tally.ready
+        spare_the_collector()  # as `manage.py listen` does
         asyncio.run(relay.run())
 
     return listen

@@ -5,6 +5,7 @@ What a label means is worked out once and kept; decoding a row then makes one sl
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from django.apps import apps
@@ -16,6 +17,7 @@ from .event import MESSAGE, NO_CONTEXT, NOTHING, TRUNCATE, Origin, PgEvent, Read
 
 if TYPE_CHECKING:
     from django.db.models import Model
+
 
 class UnknownLabel(wire.WireError):
     """An event about a model that this project does not have: another project writes to the same database."""
@@ -47,25 +49,26 @@ class Decoder:
 
     def _rows(self, channel: str, parsed: wire.RowsPayload) -> list[PgEvent]:
         known = self._models.get(parsed.label) or self._known(parsed.label)
+        # By position, which is twice as fast.
         origin = Origin(
-            op=parsed.operation,
-            channel=channel,
-            database=self.database,
-            label=parsed.label,
-            model=known.model,
-            schema=parsed.schema,
-            transaction=parsed.transaction,
-            microseconds=parsed.microseconds,
-            changed=parsed.changed or NOTHING,
-            context=parsed.context or NO_CONTEXT,
-            incomplete=parsed.incomplete,
-            fields=parsed.fields,
-            readers=known,
-            aliases=known.aliases,
-            read_pk=known.read_pk,
+            wire.OPERATIONS[parsed.code],
+            channel,
+            self.database,
+            parsed.label,
+            known.model,
+            parsed.schema,
+            parsed.transaction,
+            parsed.microseconds,
+            parsed.changed or NOTHING,
+            bool(parsed.behind) or parsed.changed is None,
+            parsed.fields,
+            parsed.context or NO_CONTEXT,
+            known.aliases,
+            known,
+            known.read_pk,
         )
         # A truncate is one event about the table.
-        return [PgEvent(origin, row) for row in ([[]] if origin.op == TRUNCATE else parsed.rows)]
+        return list(map(PgEvent, repeat(origin), [[]] if origin.op == TRUNCATE else parsed.rows))
 
     def _known(self, label: str) -> _ModelReaders:
         known = self._models.get(label)

@@ -1,19 +1,22 @@
 """The value that a receiver gets.
 
 Everything here is made for a hot path: one notification carries many rows, so what those rows share is kept once, in an
-`Origin`, and a `PgEvent` is a slotted pair of that origin and the row as it came. Values become Python values when they
-are first read; an event that nobody looks into costs next to nothing.
+`Origin`, and a `PgEvent` is a pair of that origin and the row as it came. Both are structs of msgspec, which are made in
+a third of the time of a class of Python's own, and no work for the garbage collector: nothing that they refer to
+may refer back to them. Values become Python values when they are first read; an event that nobody looks into costs
+next to nothing.
 
 This module knows no JSON, no SQL and no connection. It is handed functions that read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -38,9 +41,8 @@ def as_it_came(raw: Any) -> Any:
     return raw
 
 
-@dataclass(slots=True, eq=False)
-class Origin:
-    """What all events of one notification have in common. Nobody changes it, once it is made."""
+class Origin(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What all events of one notification have in common."""
 
     op: str
     channel: str
@@ -54,9 +56,9 @@ class Origin:
     changed: frozenset[str] = NOTHING
     incomplete: bool = False
     fields: tuple[str, ...] = ()
-    context: Mapping[str, Any] = field(default_factory=dict)
-    aliases: Mapping[str, str] = field(default_factory=dict)
-    readers: Mapping[str, Reader] = field(default_factory=dict)
+    context: Mapping[str, Any] = NO_CONTEXT
+    aliases: Mapping[str, str] = NO_CONTEXT
+    readers: Mapping[str, Reader] = NO_CONTEXT
     read_pk: Reader = as_it_came
 
 
@@ -119,18 +121,15 @@ _OLD = {UPDATE: 1, DELETE: 1}
 _NEW = {INSERT: 1, UPDATE: 2}
 
 
-class PgEvent:
+class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Something that happened in PostgreSQL: a row changed, a table was truncated, or a message was published.
 
-    Frozen: its attributes are properties, and assigning to one raises AttributeError.
+    Frozen: assigning to it raises AttributeError.
     """
 
-    __slots__ = ("_converted", "_origin", "_row")
-
-    def __init__(self, origin: Origin, row: Any) -> None:
-        self._origin = origin
-        self._row = row
-        self._converted: dict[str, Any] | None = None
+    _origin: Origin
+    _row: Any
+    _converted: dict[str, Any] | None = None
 
     # What the event is about.
 
@@ -307,7 +306,8 @@ class PgEvent:
     def _once(self, name: str, read: Callable[[], Any]) -> Any:
         converted = self._converted
         if converted is None:
-            converted = self._converted = {}
+            converted = {}
+            msgspec.structs.force_setattr(self, "_converted", converted)
         if name not in converted:
             converted[name] = read()
         return converted[name]
@@ -358,15 +358,17 @@ class PgEvent:
 class _Instances:
     """The rows that the events of a batch are about, loaded together by the first who asks."""
 
-    def __init__(self, events: Sequence[PgEvent]) -> None:
-        self._events = events
+    def __init__(self, events: Iterable[PgEvent]) -> None:
+        # Not the events, which refer to this.
+        self._rows = [(event._origin, event._row) for event in events]
         self._loaded: dict[str, dict[Any, Model]] = {}
 
     def missing(self, event: PgEvent) -> bool:
         return event.label not in self._loaded
 
     def queryset(self, event: PgEvent) -> Any:
-        keys = {one.pk for one in self._events if one.label == event.label and one.raw_pk is not None}
+        same = [PgEvent(origin, row) for origin, row in self._rows if origin.label == event.label]
+        keys = {one.pk for one in same if one.raw_pk is not None}
         model: Any = event.model
         return model._base_manager.using(event.database).filter(pk__in=keys)
 
@@ -379,8 +381,6 @@ class _Instances:
 
 def together(events: Iterable[PgEvent]) -> list[PgEvent]:
     """The same events as one batch: `instance()` of the first loads the rows of all."""
-    batch = [PgEvent(event._origin, event._row) for event in events]
-    instances = _Instances(batch)
-    for event in batch:
-        event._converted = {"batch": instances}
-    return batch
+    events = list(events)
+    instances = _Instances(events)
+    return [PgEvent(event._origin, event._row, {"batch": instances}) for event in events]

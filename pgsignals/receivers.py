@@ -151,6 +151,8 @@ class Registry:
     """All receivers of a process, held strongly."""
 
     def __init__(self) -> None:
+        self.version = 0
+        """Another one after each change."""
         self._receivers: dict[Identity, Receiver] = {}
         self._gap_receivers: dict[Identity, tuple[Receiver, bool]] = {}
         self._tables: Tables | None = None
@@ -176,7 +178,7 @@ class Registry:
             receiver.is_async = _is_async(function)
             if condition not in receiver.conditions:
                 receiver.conditions.append(condition)
-            self._tables = None
+            self._changed()
 
     def add_gap(self, function: Callable[..., Any], options: Options, start: bool = False) -> None:
         """Have a function called with gaps. The same function counts once."""
@@ -201,7 +203,11 @@ class Registry:
         with self._lock:
             self._receivers.clear()
             self._gap_receivers.clear()
-            self._tables = None
+            self._changed()
+
+    def _changed(self) -> None:
+        self._tables = None
+        self.version += 1
 
     def channels(self) -> set[str]:
         """The channels that receivers name."""
@@ -219,6 +225,12 @@ class Registry:
         if event.channel != CHANNEL:
             return _once_each([*found, *_admitted(channels.get(event.channel), event)])
         return found
+
+    def depends_on_more(self, event: PgEvent) -> bool:
+        """Whether another event of the same model, operation and channel may have other receivers."""
+        rows, channels = self._tables or self._compile()
+        found = [*rows.get((event.label or "", event.op), ()), *channels.get(event.channel, ())]
+        return any(conditions is not None for _, conditions in found)
 
     def _compile(self) -> Tables:
         """Lazy labels are resolved here: by the time an event comes, all models exist."""

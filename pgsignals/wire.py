@@ -57,8 +57,9 @@ LAST_MOMENT = 253_402_300_800_000_000
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 OPERATION_CODES = {INSERT: "i", UPDATE: "u", DELETE: "d", TRUNCATE: "t"}
-_OPERATIONS = {code: operation for operation, code in OPERATION_CODES.items()}
+OPERATIONS = {code: operation for operation, code in OPERATION_CODES.items()}
 _HEAD = {"v", "d", "s", "x", "t", "m", "o", "n", "r"}
+_ONE = {1}
 _KEY_ONLY = frozenset((0, 1))
 _ROW_LENGTHS = {"i": 2, "d": 2, "u": 3}
 _ALLOWED_LENGTHS = {code: _KEY_ONLY | {length} for code, length in _ROW_LENGTHS.items()}
@@ -77,7 +78,7 @@ class UnknownVersion(WireError):
     """A payload of a format that this version of pgsignals does not know: a newer deploy writes already."""
 
 
-class RowsPayload(msgspec.Struct, frozen=True):
+class RowsPayload(msgspec.Struct, frozen=True, gc=False):
     """A checked payload: a header, and rows that are still raw."""
 
     version: Literal[1] = msgspec.field(name="v")
@@ -92,16 +93,7 @@ class RowsPayload(msgspec.Struct, frozen=True):
     changed: frozenset[str] | None = msgspec.field(name="c", default=frozenset())
     context: dict[str, Any] = msgspec.field(name="k", default_factory=dict)
     behind: bool | int = msgspec.field(name="i", default=False)
-
-    @property
-    def operation(self) -> str:
-        """`insert`, `update`, `delete` or `truncate`."""
-        return _OPERATIONS[self.code]
-
-    @property
-    def incomplete(self) -> bool:
-        """Whether the trigger was behind its table."""
-        return bool(self.behind) or self.changed is None
+    """Whether the trigger was behind its table."""
 
 
 _decode = msgspec.json.Decoder(RowsPayload).decode
@@ -185,8 +177,10 @@ def _checked(parsed: RowsPayload) -> RowsPayload:
         raise WireError(f"its time is {parsed.microseconds} microseconds since 1970, which is no date of ours")
     if parsed.context:
         _check_depth(parsed.context)
-    if parsed.code != "t":
-        _check_rows(parsed.rows, parsed.code, len(parsed.fields))
+    rows = parsed.rows
+    # One key is the usual case.
+    if (len(rows) != 1 or len(rows[0]) != 1 or type(rows[0][0]) in _NESTED) and parsed.code != "t":
+        _check_rows(rows, parsed.code, len(parsed.fields))
     return parsed
 
 
@@ -196,16 +190,24 @@ def _check_rows(rows: list[list[Any]], code: str, width: int) -> None:
     lengths = set(map(len, rows))
     if not lengths <= _ALLOWED_LENGTHS[code]:
         raise WireError(f"one of its rows is {_short(next(row for row in rows if _is_odd(row, code)))}")
-    full = _ROW_LENGTHS[code] in lengths
-    if full:
-        for row in rows:
-            for values in row[1:]:
-                if type(values) is not list or len(values) != width:
-                    raise WireError(f"one of its rows has {_short(values)} for {width} fields")
-    cells = chain.from_iterable(chain.from_iterable(row[1:]) for row in rows) if full else ()
-    keys = (row[0] for row in rows if row)
-    if not _NESTED.isdisjoint(map(type, chain(keys, cells))):
+    if lengths == _ONE:
+        nested = not _NESTED.isdisjoint(map(type, chain.from_iterable(rows)))
+    else:
+        nested = _check_values(rows, width)
+    if nested:
         _check_depth(rows)
+
+
+def _check_values(rows: list[list[Any]], width: int) -> bool:
+    """Whether keys or values hold lists or objects. Raises WireError for values that are not as many as the fields."""
+    nested = False
+    for row in rows:
+        nested = nested or (bool(row) and type(row[0]) in _NESTED)
+        for values in row[1:]:
+            if type(values) is not list or len(values) != width:
+                raise WireError(f"one of its rows has {_short(values)} for {width} fields")
+            nested = nested or not _NESTED.isdisjoint(map(type, values))
+    return nested
 
 
 def _is_odd(row: list[Any], code: str) -> bool:

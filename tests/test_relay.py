@@ -130,7 +130,7 @@ def test_a_notification_that_comes_while_it_still_connects_is_taken() -> None:
         listening.close()
 
     asyncio.run(attempt())
-    assert [(channel, payload) for (channel, payload, _) in chain(*box.items)] == [("first", b"early")]
+    assert [(one.relname, one.extra) for one in chain(*box.items)] == [(b"first", b"early")]
 
 
 def test_more_than_one_slice_is_taken_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

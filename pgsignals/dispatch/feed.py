@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -14,82 +15,138 @@ from ..sink import START, Gap
 from .buffer import Buffer
 from .calling import SIGNAL_GAP, SIGNAL_PG_EVENT, Argument
 
-Call = tuple[Receiver, Argument]
+Run = tuple[Receiver, Iterator[Argument]]
+"""A receiver, and what it is to be called with, one after the other."""
+
+
+class _Matched:
+    """The receivers of one kind that get an event, those with batch=True apart."""
+
+    __slots__ = ("batched", "each")
+
+    def __init__(self, each: list[Receiver], batched: list[Receiver]) -> None:
+        self.each = each
+        self.batched = batched
 
 
 class Feed:
-    """Takes what waits in a buffer, and makes calls of it.
+    """Takes what waits in a buffer, and makes runs of calls of it.
 
     is_async: for which kind of receivers. The Django signals are synchronous.
     wants: whether a receiver is to be called in this process.
     """
 
-    def __init__(
-        self,
-        buffer: Buffer,
-        registry: Registry,
-        is_async: bool,
-        wants: Callable[[Receiver], bool],
-    ) -> None:
+    def __init__(self, buffer: Buffer, registry: Registry, is_async: bool, wants: Callable[[Receiver], bool]) -> None:
         self.buffer = buffer
         self._registry = registry
         self._is_async = is_async
         self._wants = wants
-        self._in_hand = 0
-        self._in_hand_since: datetime | None = None
+        self._later = 0
+        """Events that were taken, and are in no run yet."""
+        self._run: Iterator[Argument] = iter(())
+        self._taken_since: datetime | None = None
         self._batches: dict[Receiver, list[PgEvent]] = defaultdict(list)
         self._limit = conf.get().BATCH
+        self._known: dict[tuple[str, str | None, str], _Matched] = {}
+        self._known_for: object = None
 
-    def calls(self) -> Iterator[Call]:
-        """The calls for all that waits now, lazily: each is made when the one before has been done."""
-        self._in_hand_since = self.buffer.oldest
+    def runs(self) -> Iterator[Run]:
+        """The runs for all that waits now, lazily: each is made when the one before has been done."""
+        self._taken_since = self.buffer.oldest
         items = self.buffer.take()
-        self._in_hand = sum(len(item) for item in items if not isinstance(item, Gap))
+        self._later = sum(len(item) for item in items if not isinstance(item, Gap))
         for item in items:
             if isinstance(item, Gap):
+                yield from self._of_batches()
                 yield from self._of_gap(item)
             else:
                 yield from self._of_events(item)
-        for receiver in list(self._batches):
-            yield receiver, together(self._batches.pop(receiver))
-        self._in_hand_since = None
+        yield from self._of_batches()
+        self._taken_since = None
 
     def waiting(self) -> tuple[int, float]:
         """How many events wait, and for how many seconds the oldest has."""
-        oldest = self._in_hand_since or self.buffer.oldest
+        oldest = self._taken_since or self.buffer.oldest
         seconds = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
-        return self._in_hand + len(self.buffer), max(seconds, 0.0)
+        return self._later + operator.length_hint(self._run) + len(self.buffer), max(seconds, 0.0)
 
-    def _of_events(self, events: Sequence[PgEvent]) -> Iterator[Call]:
-        origin = None
-        each: list[Receiver] = []
-        batched: list[Receiver] = []
-        for event in events:
-            # All rows of a notification meet the same conditions.
-            if event._origin is not origin:
-                origin = event._origin
-                each, batched = self._matching(event)
-            self._in_hand -= 1
-            for receiver in each:
-                yield receiver, event
-            for receiver in batched:
-                self._batches[receiver].append(event)
-                if len(self._batches[receiver]) >= self._limit:
-                    yield receiver, together(self._batches.pop(receiver))
+    def _of_events(self, events: Sequence[PgEvent]) -> Iterator[Run]:
+        """Neighbours that go to the same receivers make one run."""
+        self._forget_what_changed()
+        origin, matched, start = None, None, 0
+        for place, event in enumerate(events):
+            if event._origin is origin:
+                continue
+            origin = event._origin
+            found = self._matching(event)
+            if found is not matched:
+                if matched is not None:
+                    yield from self._of_matched(matched, events[start:place])
+                matched, start = found, place
+        if matched is not None:
+            yield from self._of_matched(matched, events[start:])
 
-    def _matching(self, event: PgEvent) -> tuple[list[Receiver], list[Receiver]]:
-        each: list[Receiver] = []
-        batched: list[Receiver] = []
+    def _of_matched(self, matched: _Matched, events: Sequence[PgEvent]) -> Iterator[Run]:
+        self._later -= len(events)
+        if len(matched.each) == 1:
+            self._run = iter(events)
+            yield matched.each[0], self._run
+        elif matched.each:
+            # Each event reaches all its receivers before the next one does.
+            self._later += len(events)
+            for event in events:
+                self._later -= 1
+                for receiver in matched.each:
+                    yield receiver, iter((event,))
+        for receiver in matched.batched:
+            yield from self._of_batch(receiver, events)
+
+    def _of_batch(self, receiver: Receiver, events: Sequence[PgEvent]) -> Iterator[Run]:
+        batch = self._batches[receiver]
+        batch += events
+        while len(batch) >= self._limit:
+            yield receiver, iter((together(batch[: self._limit]),))
+            del batch[: self._limit]
+        if not batch:
+            del self._batches[receiver]
+
+    def _of_batches(self) -> Iterator[Run]:
+        for receiver in list(self._batches):
+            yield receiver, iter((together(self._batches.pop(receiver)),))
+
+    def _forget_what_changed(self) -> None:
+        now = (self._registry.version, bool(pg_event.receivers))
+        if now != self._known_for:
+            self._known, self._known_for = {}, now
+
+    def forget(self) -> None:
+        """What is wanted in this process has changed."""
+        self._known_for = None
+
+    def _matching(self, event: PgEvent) -> _Matched:
+        origin = event._origin
+        place = (origin.op, origin.label, origin.channel)
+        found = self._known.get(place)
+        if found is None:
+            found = self._match(event)
+            if not self._registry.depends_on_more(event):
+                self._known[place] = found
+        return found
+
+    def _match(self, event: PgEvent) -> _Matched:
+        wanted = [
+            receiver
+            for receiver in self._registry.matching(event)
+            if receiver.is_async is self._is_async and self._wants(receiver)
+        ]
+        each = [receiver for receiver in wanted if not receiver.options.batch]
         if not self._is_async and pg_event.receivers:
-            each.append(SIGNAL_PG_EVENT)
-        for receiver in self._registry.matching(event):
-            if receiver.is_async is self._is_async and self._wants(receiver):
-                (batched if receiver.options.batch else each).append(receiver)
-        return each, batched
+            each.insert(0, SIGNAL_PG_EVENT)
+        return _Matched(each, [receiver for receiver in wanted if receiver.options.batch])
 
-    def _of_gap(self, gap: Gap) -> Iterator[Call]:
+    def _of_gap(self, gap: Gap) -> Iterator[Run]:
         if not self._is_async:
-            yield SIGNAL_GAP, gap
+            yield SIGNAL_GAP, iter((gap,))
         for receiver in self._registry.of_gaps(start=gap.cause == START):
             if receiver.is_async is self._is_async and self._wants(receiver):
-                yield receiver, gap
+                yield receiver, iter((gap,))

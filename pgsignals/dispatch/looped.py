@@ -7,6 +7,7 @@ after the other, without a task for each event; one that waits leaves the feed t
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from collections.abc import Iterator
 
@@ -14,8 +15,8 @@ from asgiref.sync import sync_to_async
 
 from .. import conf
 from ..receivers import Receiver
-from .calling import BRIEF, Argument, Slowness, count, refresh, report, tidy
-from .feed import Call, Feed
+from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, report, tidy
+from .feed import Feed, Run
 
 _IN_A_ROW = 200
 """Calls after which others may use the event loop, although no receiver waited for anything."""
@@ -28,7 +29,8 @@ class Looped:
         self.feed = feed
         self._slowness = slowness
         self._stopping = False
-        self._calls: Iterator[Call] | None = None
+        self._runs: Iterator[Run] | None = None
+        self._run: Run | None = None
         self._idle: list[asyncio.Future[None]] = []
         self._running: dict[int, tuple[Receiver, float]] = {}
         """By the number of the task."""
@@ -68,16 +70,11 @@ class Looped:
             self._slowness.running(receiver, now - since, self.feed.waiting()[0])
 
     async def _work(self, number: int) -> None:
-        in_a_row = 0
         while not self._stopping:
-            call = self._next()
-            if call is not None:
+            if (run := self._next_run()) is not None:
                 if self._idle or len(self._tasks) < self._most:
                     self._more()
-                await self._call(number, *call)
-                in_a_row += 1
-                if in_a_row % _IN_A_ROW == 0:
-                    await asyncio.sleep(0)
+                await self._work_off(number, *run)
             elif self._last_used is not None and not self._running:
                 # Once for all that waited: it costs a way to another thread and back.
                 used, self._last_used = self._last_used, None
@@ -87,15 +84,16 @@ class Looped:
                 self._idle.append(waiter)
                 await waiter
 
-    def _next(self) -> Call | None:
-        if self._calls is None:
-            if not self.feed.buffer:
-                return None
-            self._calls = self.feed.calls()
-        call = next(self._calls, None)
-        if call is None:
-            self._calls = None
-        return call
+    def _next_run(self) -> Run | None:
+        """The run from which another task takes already, or the next one."""
+        if self._run is not None and operator.length_hint(self._run[1]):
+            return self._run
+        if self._runs is None and self.feed.buffer:
+            self._runs = self.feed.runs()
+        self._run = None if self._runs is None else next(self._runs, None)
+        if self._run is None:
+            self._runs = None
+        return self._run
 
     def _more(self) -> None:
         """Another task takes the next call, should this one's receiver wait for something."""
@@ -105,31 +103,47 @@ class Looped:
 
     def _help(self) -> None:
         self._helper_is_coming = False
-        if self._calls is not None or self.feed.buffer:
+        if self._runs is not None or self.feed.buffer:
             self.wake()
 
-    async def _call(self, number: int, receiver: Receiver, argument: Argument) -> None:
-        began = time.perf_counter()
-        self._running[number] = (receiver, began)
-        error: BaseException | None = None
-        try:
-            if receiver.options.timeout is None:
-                await receiver.function(argument)
+    async def _work_off(self, number: int, receiver: Receiver, run: Iterator[Argument]) -> None:
+        """Make the calls of a run, side by side with other tasks that take from it too."""
+        function, timeout, clock = receiver.function, receiver.options.timeout, time.perf_counter
+        plain = timeout is None and not receiver.options.batch
+        brief, spent = 0, 0.0
+        for in_a_row, argument in enumerate(run, start=1):
+            began = clock()
+            self._running[number] = (receiver, began)
+            error: BaseException | None = None
+            try:
+                if timeout is None:
+                    await function(argument)
+                else:
+                    async with asyncio.timeout(timeout):
+                        await function(argument)
+            except BaseException as raised:
+                # A receiver that raises CancelledError itself has failed; a task that is cancelled from outside ends.
+                if isinstance(raised, asyncio.CancelledError) and _is_cancelled():
+                    raise
+                error = raised
+            seconds = clock() - began
+            if plain and error is None and seconds < BRIEF:
+                brief, spent = brief + 1, spent + seconds
             else:
-                async with asyncio.timeout(receiver.options.timeout):
-                    await receiver.function(argument)
-        except BaseException as raised:
-            # A receiver that raises CancelledError itself has failed; a task that is cancelled from outside ends.
-            if isinstance(raised, asyncio.CancelledError) and _is_cancelled():
-                raise
-            error = raised
-        finally:
-            del self._running[number]
-        seconds = time.perf_counter() - began
+                del self._running[number]
+                await self._ended(receiver, argument, seconds, error)
+            if self._stopping:
+                break
+            if in_a_row % _IN_A_ROW == 0:
+                await asyncio.sleep(0)
+        self._running.pop(number, None)
+        if brief:
+            count_brief(receiver, brief, spent)
+
+    async def _ended(self, receiver: Receiver, argument: Argument, seconds: float, error: BaseException | None) -> None:
         count(receiver, argument, seconds, failed=error is not None)
-        if seconds > BRIEF:
-            self._last_used = receiver
-            self._slowness.ended(receiver, seconds, argument)
+        self._last_used = receiver
+        self._slowness.ended(receiver, seconds, argument)
         if error is not None:
             report(receiver.function, receiver.name, argument, error)
             await sync_to_async(_look_after_connections)(receiver)

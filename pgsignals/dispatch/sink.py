@@ -86,6 +86,8 @@ class ReceiversSink(Sink):
     def lead(self, held: frozenset[str]) -> None:
         """From now on those are called whose duty this relay has."""
         self._held = held
+        self.threaded.feed.forget()
+        self.looped.feed.forget()
 
     def waiting(self) -> tuple[int, float]:
         """Of both kinds of receivers together."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from collections.abc import Iterator
 from django.db import connections
 
 from ..receivers import Receiver
-from .calling import BRIEF, Argument, Slowness, count, refresh, report, tidy
-from .feed import Call, Feed
+from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, report, tidy
+from .feed import Feed, Run
 
 logger = logging.getLogger("pgsignals.dispatch")
 
@@ -34,8 +35,8 @@ class Threaded:
         self.feed = feed
         self._slowness = slowness
         self._stopping = False
-        self._wake = threading.Semaphore(0)
-        self._calls: Iterator[Call] | None = None
+        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._runs: Iterator[Run] | None = None
         self._running: tuple[Receiver, float, Argument, Token | None] | None = None
         self._left_behind: list[threading.Thread] = []
         self._thread = self._new_thread()
@@ -46,7 +47,7 @@ class Threaded:
 
     def wake(self) -> None:
         """There is something to do."""
-        self._wake.release()
+        self._queue.put(None)
 
     async def stop(self, within: float | None) -> None:
         """Let the running receiver finish."""
@@ -76,40 +77,75 @@ class Threaded:
     def _work(self) -> None:
         mine = True
         while mine and not self._stopping:
-            if self._calls is None:
-                self._wake.acquire()
-                self._calls = self.feed.calls()
-            refresh()
-            mine = self._work_off(self._calls)
+            if self._runs is None:
+                self._queue.get()
+                self._runs = self.feed.runs()
+            mine = self._work_off(self._runs)
             refresh()
         connections.close_all()
 
-    def _work_off(self, calls: Iterator[Call]) -> bool:
+    def _work_off(self, runs: Iterator[Run]) -> bool:
         """Whether this thread is still the one that works."""
-        clock = time.perf_counter
-        for receiver, argument in calls:
+        for receiver, run in runs:
             if self._stopping:
                 return True
-            token: Token | None = None if receiver.options.timeout is None else [None]
-            began = clock()
-            self._running = (receiver, began, argument, token)
-            error: BaseException | None = None
-            try:
-                receiver.function(argument)
-            except BaseException as raised:  # SystemExit too: a receiver may end neither the thread nor the relay
-                error = raised
-            if token is not None and not _take(token):
+            if receiver.options.timeout is None and not receiver.options.batch:
+                self._call_each(receiver, run)
+            elif not all(self._call(receiver, argument) for argument in run):
                 return False
-            self._running = None
-            seconds = clock() - began
-            count(receiver, argument, seconds, failed=error is not None)
-            if error is not None:
-                report(receiver.function, receiver.name, argument, error)
-            if seconds > BRIEF:
-                tidy(receiver)
-                self._slowness.ended(receiver, seconds, argument)
-        self._calls = None
+        self._runs = None
         return True
+
+    def _call_each(self, receiver: Receiver, run: Iterator[Argument]) -> None:
+        """The usual case, in which a call should cost little more than the receiver's own time."""
+        function, clock = receiver.function, time.perf_counter
+        brief, began = 0, clock()
+        first = began
+        for argument in run:
+            self._running = (receiver, began, argument, None)
+            try:
+                function(argument)
+            except BaseException as error:  # SystemExit too: a receiver may end neither the thread nor the relay
+                self._ended(receiver, clock() - began, argument, error)
+                now = clock()
+                first += now - began
+            else:
+                now = clock()
+                if now - began < BRIEF:
+                    brief += 1
+                else:
+                    self._ended(receiver, now - began, argument, None)
+                    now = clock()
+                    first += now - began
+            began = now
+            if self._stopping:
+                break
+        self._running = None
+        if brief:
+            count_brief(receiver, brief, began - first)
+
+    def _call(self, receiver: Receiver, argument: Argument) -> bool:
+        """Whether this thread is still the one that works; another may have been put in its place meanwhile."""
+        token: Token | None = None if receiver.options.timeout is None else [None]
+        began = time.perf_counter()
+        self._running = (receiver, began, argument, token)
+        error: BaseException | None = None
+        try:
+            receiver.function(argument)
+        except BaseException as raised:
+            error = raised
+        if token is not None and not _take(token):
+            return False
+        self._running = None
+        self._ended(receiver, time.perf_counter() - began, argument, error)
+        return True
+
+    def _ended(self, receiver: Receiver, seconds: float, argument: Argument, error: BaseException | None) -> None:
+        count(receiver, argument, seconds, failed=error is not None)
+        if error is not None:
+            report(receiver.function, receiver.name, argument, error)
+        tidy(receiver)
+        self._slowness.ended(receiver, seconds, argument)
 
     # In the watching thread.
 

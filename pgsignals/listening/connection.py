@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from datetime import datetime
+from itertools import islice
 from typing import Any, TypeVar
 
 import psycopg
@@ -27,8 +28,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from .. import conf
 
-Notification = tuple[str, bytes, int]
-"""Channel, payload, the sender's process id in the server."""
+Notification = pq.PGnotify
+"""`relname` (the channel), `be_pid` (the sender's process id in the server), `extra` (the payload); bytes."""
 
 Take = Callable[[list[Notification]], None]
 """What is called with the notifications that came together."""
@@ -159,7 +160,6 @@ class ListeningConnection:
         self._socket = connection.fileno()
         self._last_notice = ""
         self._closed = False
-        self._names: dict[bytes, str] = {}
         self._asking = asyncio.Lock()
         self._own_name = ""
         self.session: Session | None = None
@@ -294,10 +294,7 @@ class ListeningConnection:
     def _drain(self, limit: int | None = _SLICE) -> None:
         if self._closed:
             return
-        notifies, name = self._pgconn.notifies, self._name
-        batch: list[Notification] = []
-        while (limit is None or len(batch) < limit) and (one := notifies()) is not None:
-            batch.append((name(one.relname), one.extra, one.be_pid))
+        batch: list[Notification] = list(islice(iter(self._pgconn.notifies, None), limit))
         if len(batch) == limit:
             # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
@@ -309,14 +306,7 @@ class ListeningConnection:
 
     def _hand_over(self, one: pq.PGnotify) -> None:
         self.last_arrival = time.monotonic()
-        self._take([(self._name(one.relname), one.extra, one.be_pid)])
-
-    def _name(self, encoded: bytes) -> str:
-        # We hear only of channels that we listen to, so these are few.
-        name = self._names.get(encoded)
-        if name is None:
-            name = self._names[encoded] = encoded.decode(errors="replace")
-        return name
+        self._take([one])
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         self._last_notice = notice.message_primary or ""

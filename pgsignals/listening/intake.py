@@ -43,7 +43,7 @@ class Intake:
         database: str,
         put: Callable[[Sequence[PgEvent], int], None],
         gap: Callable[[Gap], None],
-        aside: Mapping[str, Callable[[bytes], None]],
+        aside: Mapping[bytes, Callable[[bytes], None]],
     ) -> None:
         self.database = database
         self.events = 0
@@ -55,6 +55,7 @@ class Intake:
         self._put = put
         self._gap = gap
         self._aside = aside
+        self._names: dict[bytes, str] = {}
         self._decoder = Decoder(database)
         self._newer_version_said = False
         self._newer_waits = False
@@ -63,13 +64,14 @@ class Intake:
 
     def take(self, notifications: Sequence[Notification]) -> None:
         """Decode, and hand on."""
-        decode = self._decoder.decode
+        decode, names, aside = self._decoder.decode, self._names, self._aside
         events: list[PgEvent] = []
         size = 0
-        for channel, payload, pid in notifications:
-            if channel in self._aside:
-                self._aside[channel](payload)
+        for encoded, pid, payload in notifications:
+            if encoded in aside:
+                aside[encoded](payload)
                 continue
+            channel = names.get(encoded) or self._name(encoded)
             size += len(payload)
             try:
                 events += decode(channel, payload)
@@ -78,6 +80,11 @@ class Intake:
         if events:
             self.events += len(events)
             self._put(events, size)
+
+    def _name(self, encoded: bytes) -> str:
+        # We hear only of channels that we listen to, so these are few.
+        name = self._names[encoded] = encoded.decode(errors="replace")
+        return name
 
     def close(self) -> None:
         """Nothing more will come."""

@@ -81,7 +81,7 @@ class Relay:
         """Called each time when delivery was proven."""
         self.leadership = Leadership()
         self._probe = Probe(database)
-        self.intake = Intake(database, self._put, self._announce, {self._probe.channel: self._probe.heard})
+        self.intake = Intake(database, self._put, self._announce, {self._probe.channel.encode(): self._probe.heard})
         self._started = datetime.now(UTC)
         self._connection: ListeningConnection | None = None
         self._last_session: Session | None = None

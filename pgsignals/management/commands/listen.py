@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from pgsignals import conf
 from pgsignals.listening.printing import PrintSink
 from pgsignals.listening.relay import Relay, RelayRefused
-from pgsignals.listening.running import build
+from pgsignals.listening.running import build, spare_the_collector
 from pgsignals.publishing import PublishError, check_channel
 from pgsignals.receivers import registry
 from pgsignals.sink import Sink
@@ -81,6 +81,7 @@ class Command(OfflineChecks):
             relay.sinks = [*relay.sinks, PrintSink(relay.database, self._say, relay.stop)]
         self._end_on_signals(relay)
         self._introduce(relay, bool(channels_sink))
+        spare_the_collector()
         await relay.run()
 
     def _end_on_signals(self, relay: Relay) -> None:
