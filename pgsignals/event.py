@@ -1,9 +1,9 @@
 """The value that a receiver gets.
 
 Everything here is made for a hot path: one notification carries many rows, so what those rows share is kept once, in an
-`Origin`, and a `PgEvent` is a pair of that origin and the row as it came. Both are structs of msgspec, which are made in
-a third of the time of a class of Python's own, and no work for the garbage collector: nothing that they refer to
-may refer back to them. Values become Python values when they are first read; an event that nobody looks into costs
+`Origin`, and a `PgEvent` is a pair of that origin and the row as it came. Both are structs of msgspec, which are made
+in a third of the time of a class of Python's own, and are no work for the garbage collector: nothing that they refer
+to may refer back to them. Values become Python values when they are first read; an event that nobody looks into costs
 next to nothing.
 
 This module knows no JSON, no SQL and no connection. It is handed functions that read.

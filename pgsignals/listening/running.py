@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from .. import conf
 from ..dispatch import ReceiversSink
-from ..receivers import registry
+from ..receivers import Receiver, registry
 from ..sink import Sink
 from ..triggers.sync import declared_channels
 from .relay import Relay
@@ -28,17 +28,40 @@ def build(
     database: str | None = None,
     *,
     receivers: str = "all",
+    only: Collection[str] = (),
     channels: Collection[str] = (),
     more: Sequence[Sink] = (),
     stop_within: float | None = None,
 ) -> Relay:
     """A relay with its receivers and further sinks; not running yet.
 
+    receivers: `all` of them, those with `everywhere`, or `none`, and then no signal either.
+    only: names of receivers, or of modules and packages in which they are: of `all`, only these.
+
     It listens to the channels that receivers and declarations name, to those of PGSIGNALS["CHANNELS"], and to
     `channels`.
     """
     settings = conf.get()
     database = database or settings.DATABASE
-    sink = ReceiversSink(database, registry, receivers, stop_within)
+    which: str | Callable[[Receiver], bool] = receivers
+    if only:
+        chosen = choose(only)
+        which = chosen.__contains__
+    own: list[Sink] = [] if receivers == "none" else [ReceiversSink(database, registry, which, stop_within)]
     named = {*settings.CHANNELS, *channels, *registry.channels(), *declared_channels()}
-    return Relay(database, [sink, *more], sorted(named))
+    return Relay(database, [*own, *more], sorted(named))
+
+
+def choose(names: Collection[str]) -> list[Receiver]:
+    """The receivers of these names, or in these modules or packages.
+
+    Raises LookupError for a name that fits none, with those there are.
+    """
+    chosen: list[Receiver] = []
+    for name in names:
+        found = [one for one in registry if f"{one.name}.".startswith(f"{name}.")]
+        if not found:
+            known = ", ".join(sorted(one.name for one in registry)) or "none"
+            raise LookupError(f"No receiver is called {name!r}, or is in a module of that name. There are: {known}.")
+        chosen += found
+    return chosen

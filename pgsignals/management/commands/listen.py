@@ -7,19 +7,23 @@ import logging
 import os
 import signal
 import sys
+import threading
 from argparse import ArgumentParser
+from contextlib import ExitStack
 from typing import Any
 
+from django.conf import settings as django_settings
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import autoreload
 from django.utils.translation import gettext as _
 
 from pgsignals import conf
+from pgsignals.listening.health import HealthFile, HealthServer
 from pgsignals.listening.printing import PrintSink
 from pgsignals.listening.relay import Relay, RelayRefused
-from pgsignals.listening.running import build, spare_the_collector
+from pgsignals.listening.running import build, choose, spare_the_collector
 from pgsignals.publishing import PublishError, check_channel
 from pgsignals.receivers import registry
-from pgsignals.sink import Sink
 
 logger = logging.getLogger("pgsignals")
 
@@ -50,9 +54,42 @@ class Command(OfflineChecks):
         parser.add_argument(
             "--print", action="store_true", dest="print_events", help=_("Write each event as one JSON line.")
         )
+        parser.add_argument(
+            "--only",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help=_("Call only this receiver, or those of this module or app; may be repeated."),
+        )
+        parser.add_argument("--no-receivers", action="store_true", help=_("Call no receivers, and send no signals."))
+        parser.add_argument("--no-channels", action="store_true", help=_("Feed no channel layer."))
+        parser.add_argument(
+            "--health-file", metavar="PATH", help=_("A file to touch each time when delivery has been proven.")
+        )
+        parser.add_argument(
+            "--http", metavar="[HOST:]PORT", help=_("Serve /healthz and /metrics there; the host is 127.0.0.1.")
+        )
+        parser.add_argument(
+            "--no-reload", action="store_true", help=_("With DEBUG: do not start anew when code changes.")
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run until SIGINT or SIGTERM; a second one ends at once."""
+        """Run until SIGINT or SIGTERM; a second one ends at once. With DEBUG, start anew when code changes."""
+        # Whoever pipes the output somewhere wants an end of file at the end.
+        watched = sys.stdout.isatty() or not options["print_events"]
+        if django_settings.DEBUG and watched and not options["no_reload"]:
+            autoreload.run_with_reloader(self._listen_under_reloader, **options)
+        else:
+            self._listen(**options)
+
+    def _listen_under_reloader(self, **options: Any) -> None:
+        """In a thread that is left when the process ends. What is refused waits for a change of the code."""
+        try:
+            self._listen(**options)
+        except CommandError as error:
+            self.stderr.write(str(error))
+
+    def _listen(self, **options: Any) -> None:
         for channel in options["channels"]:
             try:
                 check_channel(channel)
@@ -62,27 +99,47 @@ class Command(OfflineChecks):
         self._printing = bool(options["print_events"])
         handler = self._show_log()
         try:
-            asyncio.run(self._run(options["database"], options["channels"]))
-        except RelayRefused as error:
+            asyncio.run(self._run(options))
+        except (RelayRefused, LookupError) as error:
             raise CommandError(str(error)) from error
         finally:
             if handler is not None:
                 logger.removeHandler(handler)
         self._say(_("Stopped."))
 
-    async def _run(self, database: str | None, channels: list[str]) -> None:
-        sinks: list[Sink] = []
-        if channels_sink := _channels_sink(channels):
-            sinks.append(channels_sink)
-        relay = build(database, channels=channels, more=sinks)
+    async def _run(self, options: dict[str, Any]) -> None:
+        channels: list[str] = options["channels"]
+        sink = None if options["no_channels"] else channels_sink(channels)
+        relay = build(
+            options["database"],
+            receivers="none" if options["no_receivers"] else "all",
+            only=options["only"],
+            channels=channels,
+            more=[sink] if sink else [],
+        )
         if self._printing:
             relay.sinks = [*relay.sinks, PrintSink(relay.database, _write_line, lambda: _nobody_reads(relay))]
         elif self._verbosity >= 2:
             relay.sinks = [*relay.sinks, PrintSink(relay.database, self._say, relay.stop)]
-        self._end_on_signals(relay)
-        self._introduce(relay, bool(channels_sink))
-        spare_the_collector()
-        await relay.run()
+        with ExitStack() as until_the_end:
+            self._be_watched(relay, options["health_file"], options["http"], until_the_end)
+            self._end_on_signals(relay)
+            self._introduce(relay, sink is not None, options)
+            spare_the_collector()
+            await relay.run()
+
+    def _be_watched(self, relay: Relay, path: str | None, address: str | None, until_the_end: ExitStack) -> None:
+        try:
+            if path:
+                file = HealthFile(path)
+                relay.on_proven = file.touch
+                until_the_end.callback(file.remove)
+            if address:
+                server = HealthServer(relay, address)
+                until_the_end.callback(server.close)
+                self._say(_("Serving http://%(address)s/healthz and /metrics.") % {"address": server.address})
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--{'http' if address else 'health-file'}: {error}") from error
 
     def _end_on_signals(self, relay: Relay) -> None:
         loop = asyncio.get_running_loop()
@@ -98,21 +155,27 @@ class Command(OfflineChecks):
             # Here something else may just be writing.
             loop.call_soon_threadsafe(self._say, stopping)
 
+        if threading.current_thread() is not threading.main_thread():
+            return  # under the reloader, which has the signals
         for number in (signal.SIGINT, signal.SIGTERM):
             # The loop's way to be woken by a signal that another thread took. Its handler alone would not do: a
             # receiver that blocks the loop would keep it from ever being called.
             loop.add_signal_handler(number, lambda: None)
             signal.signal(number, end)
 
-    def _introduce(self, relay: Relay, forwards: bool) -> None:
+    def _introduce(self, relay: Relay, forwards: bool, options: dict[str, Any]) -> None:
         self._say(
             _("Relaying database %(alias)r, channels %(channels)s.")
             % {"alias": relay.database, "channels": ", ".join(relay.channels)}
         )
-        for receiver in registry:
+        receivers = choose(options["only"]) if options["only"] else list(registry)
+        for receiver in [] if options["no_receivers"] else receivers:
             conditions = "; ".join(f"[{condition}]" for condition in receiver.conditions)
-            self._say(f"  {receiver.name} {conditions} ({receiver.place})")
-        if not len(registry):
+            how = f" ({receiver.options})" if str(receiver.options) else ""
+            self._say(f"  {receiver.name} {conditions}{how} ({receiver.place})")
+        if options["no_receivers"]:
+            self._say(_("  No receivers and no signals, as asked for."))
+        elif not receivers:
             self._say(_("  No receivers: no app's receivers.py has a function under @on_pg_event."))
         if forwards:
             self._say(_("  Channels: forwarding to the layer %(alias)r.") % {"alias": conf.get().CHANNEL_LAYER})
@@ -138,12 +201,14 @@ class Command(OfflineChecks):
         return handler
 
 
-def _channels_sink(channels: list[str]) -> Any:
+def channels_sink(channels: list[str]) -> Any:
     """The sink that feeds Channels groups, where Channels is installed and a layer is configured."""
     try:
         from pgsignals.live.sink import configured_sink
-    except ImportError:
-        return None
+    except ModuleNotFoundError as error:
+        if error.name != "channels":
+            raise
+        return None  # without the extra `channels` there is nothing to forward to
     return configured_sink(channels)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser
+from dataclasses import asdict
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser
+from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import DatabaseError, NotSupportedError
@@ -15,13 +17,15 @@ from django.utils.translation import gettext as _
 
 from pgsignals import conf
 from pgsignals.event import OPERATIONS
+from pgsignals.listening.listeners import Listening, listeners, queue_usage
 from pgsignals.publishing import PublishError, publish
+from pgsignals.receivers import registry
 from pgsignals.triggers import sync, track
 from pgsignals.triggers.columns import ALL
 from pgsignals.triggers.declaration import Notify
 
 from .listen import Command as Listen
-from .listen import OfflineChecks
+from .listen import OfflineChecks, channels_sink
 
 
 class Command(OfflineChecks):
@@ -82,10 +86,18 @@ class Command(OfflineChecks):
     def _status(self, *, database: str | None, check: bool, verbosity: int, **options: Any) -> None:
         alias = self._postgres(database)
         rows = sync.compare(alias)
+        relays, usage = listeners(alias, _duties()), queue_usage(alias)
         if options["json"]:
-            self.stdout.write(json.dumps({"database": alias, "triggers": [_as_dict(row) for row in rows]}, indent=2))
+            said = {
+                "database": alias,
+                "triggers": [_as_dict(row) for row in rows],
+                "listeners": [asdict(one) for one in relays],
+                "notification_queue_usage": usage,
+            }
+            self.stdout.write(json.dumps(said, indent=2, cls=DjangoJSONEncoder))
         else:
             self._print_table([_TITLES, *(_as_texts(row) for row in rows)])
+            self._print_listeners(relays, usage)
             if _waiting_migrations(alias):
                 self.stdout.write(_("There are migrations that were not applied: migrate first."))
         # In a database that projects share, another's triggers are no fault.
@@ -94,6 +106,18 @@ class Command(OfflineChecks):
             raise CommandError(
                 _("%(count)d of %(all)d are not as declared: %(names)s. Repair with: manage.py pgsignals sync")
                 % {"count": len(amiss), "all": len(rows), "names": ", ".join(f"{one} ({one.state})" for one in amiss)}
+            )
+
+    def _print_listeners(self, relays: list[Listening], usage: float) -> None:
+        self.stdout.write("")
+        if relays:
+            self._print_table([_LISTENER_TITLES, *map(_listener_texts, relays)])
+        else:
+            self.stdout.write(_("Nobody listens: no `manage.py listen`, and no relay in a web process, is connected."))
+        self.stdout.write(_("The server's queue of notifications is %(usage).1f %% full.") % {"usage": 100 * usage})
+        if usage > _QUEUE_IS_FILLING:
+            self.stdout.write(
+                _("A listener does not read, or stands in a transaction. When the queue is full, commits fail.")
             )
 
     def _print_table(self, rows: list[tuple[str, ...]]) -> None:
@@ -141,6 +165,32 @@ class Command(OfflineChecks):
         if connections[alias].vendor != "postgresql":
             raise NotSupportedError(_("The database %(alias)r is not PostgreSQL.") % {"alias": alias})
         return alias
+
+
+_QUEUE_IS_FILLING = 0.1
+
+_LISTENER_TITLES = ("listener", "state", "waiting", "lag", "user", "from", "since", "does alone")
+
+
+def _listener_texts(one: Listening) -> tuple[str, ...]:
+    return (
+        one.process or f"backend {one.pid}",
+        one.state or "connecting",
+        "?" if one.waiting is None else str(one.waiting),
+        "?" if one.lag is None else f"{one.lag:.1f} s",
+        one.user,
+        one.address or "local socket",
+        f"{one.since:%Y-%m-%d %H:%M:%S %Z}",
+        "; ".join(one.leads),
+    )
+
+
+def _duties() -> set[str]:
+    """The duties that relays of this project have."""
+    duties = {one.duty for one in registry if one.duty is not None}
+    if (sink := channels_sink([])) is not None:
+        duties.update(sink.duties())
+    return duties
 
 
 _TITLES = ("state", "declaration", "model", "table", "announces", "")
