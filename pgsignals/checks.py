@@ -10,7 +10,7 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core import checks
-from django.core.exceptions import FieldDoesNotExist
+from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.core.management import get_commands
 from django.db import DatabaseError, connections
 from django.db.migrations.exceptions import BadMigrationError, CircularDependencyError, NodeNotFoundError
@@ -20,6 +20,7 @@ from django.utils.translation import gettext as _
 
 from . import conf
 from .event import OPERATIONS, TRUNCATE, UPDATE
+from .listening.connection import listening_parameters
 from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
 from .triggers import sync, tracked
@@ -308,6 +309,19 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 id="pgsignals.E021",
             )
         )
+        return messages
+    try:
+        listening_parameters(conf.get().DATABASE)
+    except ImproperlyConfigured as error:
+        # Of the alias itself Django says more, where it is used.
+        if "LISTEN" in str(error):
+            messages.append(
+                checks.Error(
+                    str(error),
+                    hint=_("Name an alias, or write a connection string; without LISTEN the alias DATABASE is used."),
+                    id="pgsignals.E023",
+                )
+            )
     return messages
 
 

@@ -234,6 +234,26 @@ def test_an_alias_that_is_not_there_is_refused() -> None:
     assert message.hint == "The aliases are: default, sqlite."
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("direct", "neither an alias of settings.DATABASES (default, sqlite) nor a connection string"),
+        ("host=db pasword=secret", 'invalid connection option "pasword"'),
+        ("postgresql://db/?foo=1", 'invalid URI query parameter: "foo"'),
+        ("sqlite", "that database is SQLite"),
+    ],
+)
+def test_a_way_to_listen_that_leads_nowhere_is_refused(given: str, says: str) -> None:
+    with override_settings(PGSIGNALS={"LISTEN": given}):
+        message = only(ours.check_settings(None))
+    assert message.id == "pgsignals.E023"
+    assert says in message.msg
+    assert "secret" not in message.msg
+    for fine in ("default", "host=db dbname=app", "postgresql://app@db/app"):
+        with override_settings(PGSIGNALS={"LISTEN": fine}):
+            assert ours.check_settings(None) == []
+
+
 @pytest.mark.parametrize("channel", ["", "é" * 32, "pgsignals"])
 def test_a_channel_that_cannot_be_listened_to_is_refused(channel: str) -> None:
     """PostgreSQL would cut a long name, and listen to another channel than was meant."""

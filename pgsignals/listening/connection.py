@@ -101,7 +101,13 @@ def listening_parameters(database: str) -> dict[str, Any]:
     if said.LISTEN is None or database != said.DATABASE:
         return parameters(connections[database])
     if said.LISTEN in connections.settings:
-        return parameters(connections[said.LISTEN])
+        wrapper = connections[said.LISTEN]
+        if wrapper.vendor != "postgresql":
+            raise ImproperlyConfigured(
+                f"settings.PGSIGNALS['LISTEN'] is {said.LISTEN!r}, and that database is {wrapper.display_name}; only "
+                "PostgreSQL can be listened to."
+            )
+        return parameters(wrapper)
     try:
         if "=" not in said.LISTEN and "://" not in said.LISTEN:
             raise psycopg.ProgrammingError("it has no '='")
