@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,8 +18,8 @@ import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from pgsignals import asgi
 from pgsignals.asgi import with_relay
+from pgsignals.listening import inprocess
 from pgsignals.listening.relay import RelayRefused
 
 from .postgres import Server
@@ -200,7 +201,7 @@ class Stand:
 def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
     def make(*errors: Exception) -> Stand:
         made = Stand(*errors)
-        monkeypatch.setattr(asgi, "build", made.build)
+        monkeypatch.setattr(inprocess, "build", made.build)
         return made
 
     return make
@@ -281,35 +282,41 @@ def test_first_requests_that_come_together_start_one_relay(stand: Callable[..., 
     assert relay.starts == 1
 
 
-def test_a_refused_set_up_is_tried_again_ever_more_rarely_and_said_once_for_each_reason(
-    stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_the_relay_does_not_run_in_the_context_of_the_first_request(
+    stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When somebody has corrected the password, the relay runs without a restart of the server."""
-    relay = stand(*(RelayRefused(reason) for reason in ("wrong password", "wrong password", "no such database")))
-    waits: list[float] = []
+    """Who that request's user is, say, must not stay with receivers for ever."""
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+    relay = stand()
+    seen: list[str] = []
 
-    async def pause(self: Any, seconds: float) -> None:
-        waits.append(seconds)
+    def build(*args: Any, **options: Any) -> Stand:
+        seen.append(who.get())
+        return relay
 
-    monkeypatch.setattr(asgi._WithRelay, "_pause", pause)
-    assert asyncio.run(live_through(with_relay(ignores), relay.running.wait)) == BOTH
-    assert waits[:3] == [5, 10, 20]
-    assert relay.starts == 4
-    said = [record.getMessage() for record in caplog.records if record.name == "pgsignals.asgi"]
-    assert [line.split(": ")[1].split(".")[0] for line in said] == ["wrong password", "no such database"]
+    monkeypatch.setattr(inprocess, "build", build)
+
+    async def main() -> None:
+        who.set("ada")
+        await live_through(with_relay(ignores), relay.running.wait)
+
+    asyncio.run(main())
+    assert seen == ["nobody"]
 
 
-def test_a_relay_that_fails_as_nobody_foresaw_is_reported_and_started_again(
-    stand: Callable[..., Stand], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    relay = stand(RuntimeError("a bug"))
+def test_a_relay_that_is_refused_does_not_hold_up_the_end(stand: Callable[..., Stand]) -> None:
+    """It pauses between two attempts."""
+    relay = stand(RelayRefused("wrong password"))
 
-    async def pause(self: Any, seconds: float) -> None:
-        return
+    async def tried() -> None:
+        while not relay.starts:
+            await asyncio.sleep(0)
 
-    monkeypatch.setattr(asgi._WithRelay, "_pause", pause)
-    assert asyncio.run(live_through(with_relay(ignores), relay.running.wait)) == BOTH
-    assert "RuntimeError: a bug" in caplog.text
+    async def main() -> list[str]:
+        async with asyncio.timeout(QUICKLY):
+            return await live_through(with_relay(ignores), tried)
+
+    assert asyncio.run(main()) == BOTH
 
 
 def test_another_word_for_receivers_is_refused() -> None:

@@ -29,7 +29,7 @@ ROWS = [
     ["listening"],
     ["ready"],
     ["live", "ready"],
-    ["asgi", "checks", "management", "testing"],
+    ["asgi", "checks", "management", "testing", "wsgi"],
     ["apps", "pytest_plugin"],
 ]
 RANK = {room: number for number, row in enumerate(ROWS) for room in row}

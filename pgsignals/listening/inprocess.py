@@ -124,6 +124,7 @@ class RelayThread:
         self.supervisor = supervisor
         self.in_children = in_children
         self._process = os.getpid()
+        self._starter = threading.get_native_id()
         # Of our own making, so that a child can tell which sockets the loop waits for.
         self._selector = selectors.DefaultSelector()
         self._loop = asyncio.SelectorEventLoop(self._selector)
@@ -152,6 +153,15 @@ class RelayThread:
             raise
 
     def _work(self) -> None:
+        if threading.get_native_id() == self._starter:
+            # Where asyncio runs a loop, Django keeps what else runs in the same thread of the system from the database.
+            logger.error(
+                "The relay does not run in the process %d: its threads are green ones (gevent, eventlet), and with an "
+                "event loop among them every page would fail. Use workers with real threads (gunicorn -k gthread).",
+                self._process,
+            )
+            self._loop.close()
+            return
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._supervise(), context=contextvars.Context())
 
@@ -172,7 +182,7 @@ class RelayThread:
         return not self._thread.is_alive()
 
     def _descriptors(self) -> set[int]:
-        return {key.fd for key in self._selector.get_map().values()}
+        return {key.fd for key in (self._selector.get_map() or {}).values()}
 
 
 _lock = threading.Lock()
@@ -259,9 +269,9 @@ def _end(threads: Iterable[RelayThread], within: float) -> bool:
     late = [thread for thread in own if not thread._has_ended_by(deadline)]
     for thread in late:
         logger.warning(
-            "The relay has not ended in %g s, because of a receiver that does not end; it is left behind (database %r).",
-            within,
+            "The relay of the database %r has not ended in %g s: a receiver does not end. It is left behind.",
             thread.supervisor.database or _default_alias(),
+            within,
         )
     return not late
 
