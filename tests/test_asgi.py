@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, AsyncExitStack
 from contextvars import ContextVar
 from typing import Any
 from urllib.error import HTTPError
@@ -17,14 +18,17 @@ import psycopg
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connection
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_browser
 
 from pgsignals.asgi import with_relay
 from pgsignals.listening import inprocess
 from pgsignals.listening.relay import RelayRefused
 
 from .postgres import Server
-from .servers import Browser, Process, browse, daphne, uvicorn
+from .servers import Browser, Process, browse, daphne, free_port, running, uvicorn
 from .test_headline import log_in, write
+from .waiting import listening, sessions, until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -169,6 +173,44 @@ def test_a_refused_set_up_takes_no_page_down(serve: Serve, memory: dict[str, str
         process.end(within=QUICKLY)
         assert sum(line.startswith("The relay does not run in this process") for line in process.lines) == 1
         assert "Traceback" not in process.text
+
+
+def test_with_several_processes_every_browser_hears_without_a_layer_that_crosses_them(memory: dict[str, str]) -> None:
+    """Each process has a relay of its own, which feeds the layer in its memory."""
+    session = log_in("view_order")
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "--port", str(port), "--workers", "2", "tests.telling:application"]
+    address, cookie = f"ws://127.0.0.1:{port}/ws/pg/", {"Cookie": f"sessionid={session}"}
+
+    async def all_hear() -> set[str]:
+        browsers: dict[str, ClientConnection] = {}
+        async with AsyncExitStack() as open_ones, asyncio.timeout(20):
+            while len(browsers) < 2:
+                browser = await open_ones.enter_async_context(connect_browser(address, additional_headers=cookie))
+                assert browser.response is not None
+                browsers[browser.response.headers["x-process"]] = browser
+            for browser in browsers.values():
+                await browser.send('{"subscribe": ["shop.order"]}')
+                await heard(browser, "subscribed")
+            await sync_to_async(write)(INSERT)
+            for browser in browsers.values():
+                assert (await heard(browser, "event"))["events"] == [["insert", 5, []]]
+        return set(browsers)
+
+    with running(command, memory) as process:
+        process.wait_for("Application startup complete", count=2)
+        processes = until(listening, lambda found: len(found) == 2)
+        assert {int(one) for one in asyncio.run(all_hear())} == set(processes)
+        process.end(signal.SIGTERM, within=2 * QUICKLY)
+        assert "Traceback" not in process.text
+    until(sessions, lambda found: not found)
+
+
+async def heard(browser: ClientConnection, kind: str) -> dict[str, Any]:
+    """The first message of a kind."""
+    while (message := json.loads(await browser.recv()))["type"] != kind:
+        pass
+    return dict(message)
 
 
 # What needs no server.

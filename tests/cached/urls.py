@@ -7,6 +7,8 @@ from django.core.cache import caches
 from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
+from pgsignals.listening import inprocess
+
 from .orders import order
 
 
@@ -17,4 +19,9 @@ def show(request: HttpRequest, pk: int) -> JsonResponse:
     return JsonResponse({"pid": os.getpid(), "status": order(pk).status, "cached": cached})
 
 
-urlpatterns = [path("orders/<int:pk>", show)]
+def sinks(request: HttpRequest) -> JsonResponse:
+    relay = inprocess.start().relay
+    return JsonResponse({"pid": os.getpid(), "sinks": [type(sink).__name__ for sink in relay.sinks]})
+
+
+urlpatterns = [path("orders/<int:pk>", show), path("sinks", sinks)]
