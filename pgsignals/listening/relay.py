@@ -227,6 +227,8 @@ class Relay:
             if proven is not None:
                 self._is_proven(proven)
             if self._listens_since is None:
+                # A relay that does not listen yet, or is deaf, must not keep others from what it cannot do.
+                await self._lead(connection)
                 self._listens(connection)
             count, seconds = self.waiting()
             await connection.say(f"{self.state} {count} {seconds:.1f}s", said.PROBE_WITHIN)
@@ -292,14 +294,15 @@ class Relay:
     async def _keep_leading(self, connection: ListeningConnection) -> str:
         """Take what another relay leaves. Ends only with the connection."""
         while True:
-            # A relay that does not listen yet, or is deaf, must not keep others from what it cannot do.
-            if self._listens_since is not None:
-                duties = {duty for sink in self.sinks for duty in sink.duties()}
-                gained = await self._campaign(duties, connection)
-                if gained:
-                    logger.info("This relay alone has now: %s.", ", ".join(sorted(gained)))
-                    self._to_sinks(lambda sink: sink.lead(self.leadership.held))
             await asyncio.sleep(TRY_EVERY)
+            if self._listens_since is not None:
+                await self._lead(connection)
+
+    async def _lead(self, connection: ListeningConnection) -> None:
+        duties = {duty for sink in self.sinks for duty in sink.duties()}
+        if gained := await self._campaign(duties, connection):
+            logger.info("This relay alone has now: %s.", ", ".join(sorted(gained)))
+            self._to_sinks(lambda sink: sink.lead(self.leadership.held))
 
     async def _campaign(self, duties: Collection[str], connection: ListeningConnection) -> frozenset[str]:
         try:
