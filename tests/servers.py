@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ def free_port() -> int:
 class Process:
     """A child process whose output is read as it comes, so that a test can wait for a line."""
 
-    def __init__(self, command: list[str], environment: dict[str, str], own_group: bool = False) -> None:
+    def __init__(
+        self, command: list[str], environment: dict[str, str], own_group: bool = False, pass_fds: Sequence[int] = ()
+    ) -> None:
         self.lines: list[str] = []
         self._news = threading.Condition()
         self.process = subprocess.Popen(
@@ -42,6 +44,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=own_group,
+            pass_fds=tuple(pass_fds),
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()

@@ -466,6 +466,27 @@ def test_a_child_gets_a_relay_of_its_own_and_leaves_the_parents_alone(script: Sc
     assert "Traceback" not in process.text
 
 
+def test_a_child_that_gets_none_by_itself_can_start_one(script: Script) -> None:
+    """It takes neither the parent's relay for its own, nor a lock that a thread of the parent's had."""
+    process = script("""
+        inprocess.start(in_children=False)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        say("waits")
+        signal.pause()
+        inprocess._lock.acquire()
+        if os.fork() == 0:
+            say("child", os.getpid())
+            inprocess.start()
+        signal.pause()
+    """)
+    process.wait_for("^waits")
+    process.wait_for(f"^listens {process.process.pid}")
+    process.process.send_signal(signal.SIGUSR1)
+    child = int(process.wait_for("^child").split()[1])
+    process.wait_for(f"^listens {child}")
+    until(listening, lambda found: found == sorted([process.process.pid, child]))
+
+
 def test_a_child_does_not_keep_the_session_of_a_parent_that_was_killed(script: Script) -> None:
     """A copy of the socket would keep it, with what only this relay may do, as long as the child lives."""
     process = script("""

@@ -84,7 +84,12 @@ class Buffer:
                 self._overflowed(overflow)
         return items
 
-    def __len__(self) -> int:
+    def __bool__(self) -> bool:
+        """Whether anything waits, be it a gap alone."""
+        return bool(self._items)
+
+    @property
+    def events(self) -> int:
         """The number of events that wait."""
         with self._lock:
             return sum(len(item) for item, _, _ in self._items if not isinstance(item, Gap))

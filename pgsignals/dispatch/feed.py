@@ -68,7 +68,7 @@ class Feed:
         """How many events wait, and for how many seconds the oldest has."""
         oldest = self._taken_since or self.buffer.oldest
         seconds = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
-        return self._later + operator.length_hint(self._run) + len(self.buffer), max(seconds, 0.0)
+        return self._later + operator.length_hint(self._run) + self.buffer.events, max(seconds, 0.0)
 
     def _of_events(self, events: Sequence[PgEvent]) -> Iterator[Run]:
         """Neighbours that go to the same receivers make one run."""

@@ -14,6 +14,7 @@ import asyncio
 import time
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 from django.db import connections
@@ -83,9 +84,18 @@ class Probe:
             given = parameters(connections[self.database], NAME)
             connection = await psycopg.AsyncConnection.connect(**given, autocommit=True)
         try:
-            # The statement, and not pg_notify(): it needs no right.
-            notify = sql.SQL("NOTIFY {}, {}").format(sql.Identifier(self.channel), sql.Literal(self._token.decode()))
-            await within(max(deadline - time.monotonic(), 0.0), connection.execute(notify), connection)
+            await within(max(deadline - time.monotonic(), 0.0), self._notify(connection), connection)
         finally:
             connection.pgconn.finish()
             connection._closed = True
+
+    async def _notify(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        # The statement, and not pg_notify(): it needs no right.
+        notify = sql.SQL("NOTIFY {}, {}").format(sql.Identifier(self.channel), sql.Literal(self._token.decode()))
+        try:
+            await connection.execute(notify)
+        except psycopg.errors.ProgramLimitExceeded:
+            # The queue is full, and stays so for all writers when the session that held it up has gone: PostgreSQL
+            # clears away what everybody has read after a NOTIFY that succeeded, or when somebody asks how full it is.
+            await connection.execute("SELECT pg_notification_queue_usage()")
+            await connection.execute(notify)

@@ -218,6 +218,7 @@ class Relay:
 
     async def _keep_proving(self, connection: ListeningConnection) -> str:
         """Prove delivery now and then. Ends with the reason for which the connection is to be given up."""
+        heard_until = self.proven or self._started
         while True:
             said = conf.get()
             try:
@@ -229,7 +230,7 @@ class Relay:
             if self._listens_since is None:
                 # A relay that does not listen yet, or is deaf, must not keep others from what it cannot do.
                 await self._lead(connection)
-                self._listens(connection)
+                self._listens(connection, heard_until)
             count, seconds = self.waiting()
             await connection.say(f"{self.state} {count} {seconds:.1f}s", said.PROBE_WITHIN)
             await asyncio.sleep(said.PROBE_EVERY if proven else min(said.PROBE_EVERY, _PROVE_AGAIN))
@@ -275,10 +276,10 @@ class Relay:
         logger.error("%s. It is replaced.", text)
         return "deaf: the probe's token did not arrive"
 
-    def _listens(self, connection: ListeningConnection) -> None:
+    def _listens(self, connection: ListeningConnection, heard_until: datetime) -> None:
         now = datetime.now(UTC)
         again = self._cause != START
-        gap = Gap(self.database, (self.proven or self._started) if again else now, now, self._cause)
+        gap = Gap(self.database, heard_until if again else now, now, self._cause)
         channels = ", ".join(channel for channel in connection.channels if channel != self._probe.channel)
         proof = "Delivery is proven" if self.state == HEALTHY else "Delivery is not proven"
         logger.info("Listening to %s in %s. %s.", channels, connection.server, proof)

@@ -1,0 +1,1 @@
+"""Faults, staged for real: `python -m pytest -m faults`."""
