@@ -76,7 +76,6 @@ class Relay:
 
     def __init__(self, place: dict[str, Any], *arguments: str, bad: str = "", **settings: Any) -> None:
         self.told: list[list[Any]] = []
-        self._news = threading.Condition()
         reading, writing = os.pipe()
         environment = {
             **os.environ,
@@ -101,9 +100,7 @@ class Relay:
     def _read(self, reading: int) -> None:
         with open(reading) as lines:
             for line in lines:
-                with self._news:
-                    self.told.append(json.loads(line))
-                    self._news.notify_all()
+                self.told.append(json.loads(line))
 
     @property
     def pid(self) -> int:
@@ -111,13 +108,25 @@ class Relay:
 
     def wait_until(self, fits: Callable[[list[Any]], bool], what: str) -> list[Any]:
         """The first thing told that fits."""
+        looked_at = 0
 
-        def found() -> list[list[Any]]:
-            return [one for one in self.told if fits(one)]
+        def found() -> list[Any] | None:
+            nonlocal looked_at
+            while looked_at < len(self.told):
+                looked_at += 1
+                if fits(self.told[looked_at - 1]):
+                    return self.told[looked_at - 1]
+            return None
 
-        with self._news:
-            assert self._news.wait_for(found, WITHIN), f"{what}: not within {WITHIN} s\n{self.output.text}"
-            return found()[0]
+        return self.wait(found, what)
+
+    def wait(self, look: Callable[[], Any], what: str) -> Any:
+        """What `look` finds, as soon as it is something."""
+        end = time.monotonic() + WITHIN
+        while not (found := look()):
+            assert time.monotonic() < end, f"{what}: not within {WITHIN} s\n{self.output.text}"
+            time.sleep(0.005)
+        return found
 
     def hears(self, number: int) -> list[Any]:
         """Wait for a message of the writer's, or a later one."""
@@ -171,17 +180,16 @@ class Staged:
     def check(self) -> Outcome:
         """What is promised after each fault."""
         over = self.over or time.time()
-        # The first that was written after the fault was over, and was heard.
-        numbers = lambda: {one.number: one for one in list(self.writer.sent)}  # noqa: E731
-        first = self.relay.wait_until(
-            lambda one: one[0] == "heard" and one[1] in numbers() and numbers()[one[1]].before >= over,
-            "something that was written after the fault is heard",
+        written = self.relay.wait(
+            lambda: next((one.number for one in list(self.writer.sent) if one.before >= over), None),
+            "something is written after the fault",
         )
+        first = self.relay.hears(written)
         recovered = max(first[2] - over, 0.0)
         self.writer.stop()
         last = self.writer.sent[-1]
         self.relay.hears(last.number)
-        self.relay.wait_until(lambda _: not self._silent(), "every loss lies in a gap")
+        self.relay.wait(lambda: not self._silent(), "every loss lies in a gap")
         lost, gaps = self._lost(), self.relay.gaps()
         assert self.relay.files() <= self.files + 2, f"{self.files} open files before, {self.relay.files()} after"
         grown = self.relay.memory() - self.memory
