@@ -18,6 +18,8 @@ from .event import MESSAGE, NO_CONTEXT, NOTHING, TRUNCATE, Origin, PgEvent, Read
 if TYPE_CHECKING:
     from django.db.models import Model
 
+_TRUNCATE = wire.OPERATION_CODES[TRUNCATE]
+
 
 class UnknownLabel(wire.WireError):
     """An event about a model that this project does not have: another project writes to the same database."""
@@ -67,8 +69,11 @@ class Decoder:
             known,
             known.read_pk,
         )
-        # A truncate is one event about the table.
-        return list(map(PgEvent, repeat(origin), [[]] if origin.op == TRUNCATE else parsed.rows))
+        if parsed.code == _TRUNCATE:  # one event about the table
+            return [PgEvent(origin, [])]
+        rows = parsed.rows
+        # One row is the usual case, and costs a quarter of the way that is the fastest for many.
+        return [PgEvent(origin, rows[0])] if len(rows) == 1 else list(map(PgEvent, repeat(origin), rows))
 
     def _known(self, label: str) -> _ModelReaders:
         known = self._models.get(label)

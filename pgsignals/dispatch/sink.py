@@ -43,6 +43,9 @@ class ReceiversSink(Sink):
         self.which = which
         self.stop_within = stop_within
         self._held: frozenset[str] = frozenset()
+        self._known_for: int | None = None
+        """The registry's version when was looked who waits for anything."""
+        self._for_threads = self._for_loops = False
         megabytes, slowness = conf.get().BUFFER, Slowness()
         self._for_thread = Buffer(database, megabytes, self.gap)
         self._for_loop = Buffer(database, megabytes, self.gap)
@@ -59,13 +62,19 @@ class ReceiversSink(Sink):
 
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Hand the events on where somebody waits for them."""
-        wanted = [receiver.is_async for receiver in self.registry if self._wants(receiver)]
-        if pg_event.receivers or not all(wanted):
+        if self._known_for != self.registry.version:
+            self._see_who_waits()
+        if self._for_threads or pg_event.receivers:
             self._for_thread.put(events, size)
             self.threaded.wake()
-        if any(wanted):
+        if self._for_loops:
             self._for_loop.put(events, size)
             self.looped.wake()
+
+    def _see_who_waits(self) -> None:
+        self._known_for = self.registry.version
+        wanted = [receiver.is_async for receiver in self.registry if self._wants(receiver)]
+        self._for_threads, self._for_loops = not all(wanted), any(wanted)
 
     def gap(self, gap: Gap) -> None:
         """Signals go through the worker thread: in order with events, and where blocking harms nobody else.
@@ -86,6 +95,7 @@ class ReceiversSink(Sink):
     def lead(self, held: frozenset[str]) -> None:
         """From now on those are called whose duty this relay has."""
         self._held = held
+        self._known_for = None
         self.threaded.feed.forget()
         self.looped.feed.forget()
 

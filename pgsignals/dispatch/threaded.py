@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import queue
+import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from django.db import connections
 
@@ -24,6 +25,8 @@ logger = logging.getLogger("pgsignals.dispatch")
 _MOST_LEFT_BEHIND = 10
 """Threads that may hang at the same time; then the next hanging receiver is waited for."""
 
+_CLOSED = -1
+
 Token = list[None]
 """Whoever empties it, the call that ends or the watch that gives it up, has it."""
 
@@ -35,7 +38,8 @@ class Threaded:
         self.feed = feed
         self._slowness = slowness
         self._stopping = False
-        self._queue: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._bell = self._ring = _CLOSED
+        self._lock = threading.Lock()
         self._runs: Iterator[Run] | None = None
         self._running: tuple[Receiver, float, Argument, Token | None] | None = None
         self._left_behind: list[threading.Thread] = []
@@ -43,11 +47,17 @@ class Threaded:
 
     def start(self) -> None:
         """Start the thread."""
+        # A pipe wakes a thread in half the time that Python's own queues and locks take.
+        self._bell, self._ring = os.pipe()
+        os.set_blocking(self._ring, False)
         self._thread.start()
 
     def wake(self) -> None:
         """There is something to do."""
-        self._queue.put(None)
+        with self._lock:
+            if self._ring != _CLOSED:
+                with suppress(BlockingIOError):  # it is full, and so the thread will look
+                    os.write(self._ring, b"!")
 
     async def stop(self, within: float | None) -> None:
         """Let the running receiver finish."""
@@ -78,11 +88,19 @@ class Threaded:
         mine = True
         while mine and not self._stopping:
             if self._runs is None:
-                self._queue.get()
+                os.read(self._bell, 65536)
                 self._runs = self.feed.runs()
             mine = self._work_off(self._runs)
             refresh()
         connections.close_all()
+        if mine:
+            self._close()
+
+    def _close(self) -> None:
+        with self._lock:
+            os.close(self._bell)
+            os.close(self._ring)
+            self._bell = self._ring = _CLOSED
 
     def _work_off(self, runs: Iterator[Run]) -> bool:
         """Whether this thread is still the one that works."""
