@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -127,6 +128,15 @@ def _with_name(given: dict[str, Any], name: str) -> dict[str, Any]:
     return {**_KEEPALIVE, **given, "application_name": f"{name} {own}" if own else name}
 
 
+async def connect(parameters: dict[str, Any], seconds: float) -> psycopg.AsyncConnection[Any]:
+    """A connection in autocommit. Raises psycopg.Error, or TimeoutError where there is none in so many seconds."""
+    # What was raised in the middle of it holds the socket, open, as long as anything refers to it: it ends here.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            return await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
+    raise TimeoutError(f"no connection within {seconds:g} s")
+
+
 async def within(seconds: float, work: Coroutine[Any, Any, Result], connection: psycopg.AsyncConnection[Any]) -> Result:
     """The result of work on a connection, which is cut where it takes longer, or is cancelled.
 
@@ -194,8 +204,7 @@ class ListeningConnection:
         Raises psycopg.Error for what the server or libpq refuses, and TimeoutError.
         """
         deadline = time.monotonic() + timeout
-        async with asyncio.timeout(timeout):
-            connection = await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
+        connection = await connect(parameters, timeout)
         listening = cls(connection, take)
         listening._own_name = parameters["application_name"].removeprefix(PREFIX)
         try:

@@ -20,7 +20,7 @@ import psycopg
 from django.db import connections
 from psycopg import sql
 
-from .connection import ListeningConnection, parameters, within
+from .connection import ListeningConnection, connect, parameters, within
 
 NAME = "pgsignals probe"
 """The application_name of the second connection."""
@@ -80,9 +80,7 @@ class Probe:
 
     async def _send(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        async with asyncio.timeout(seconds):
-            given = parameters(connections[self.database], NAME)
-            connection = await psycopg.AsyncConnection.connect(**given, autocommit=True)
+        connection = await connect(parameters(connections[self.database], NAME), seconds)
         try:
             await within(max(deadline - time.monotonic(), 0.0), self._notify(connection), connection)
         finally:
