@@ -8,8 +8,6 @@ Each is an object that is called with an event, or, under `batch=True`, with a l
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import logging
 import string
@@ -22,6 +20,7 @@ from django.core.cache import DEFAULT_CACHE_ALIAS, InvalidCacheKey, caches
 
 from .event import INSERT, MESSAGE, TRUNCATE, UPDATE, PgEvent, Values
 from .listening.printing import to_line
+from .receivers import name_of
 from .values import key_fields
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ class invalidate:
         self.version = version
         self.clear = clear
         self._warned: dict[tuple[str | None, str], float] = {}
+        self.__qualname__ = repr(self)
 
     @property
     def fields(self) -> frozenset[str]:
@@ -224,6 +224,7 @@ class enqueue:
         self.task = task
         self.arguments = arguments
         self._call = _caller(task)
+        self.__qualname__ = repr(self)
 
     def __call__(self, events: PgEvent | Sequence[PgEvent]) -> None:
         """Enqueue the task, once."""
@@ -266,12 +267,6 @@ def _caller(task: Any) -> Callable[..., object]:
 
 
 def _name(task: Any) -> str:
-    """An import path, the same in every process: receivers are told apart by their names, also between processes."""
-    if isinstance(task, functools.partial):
-        return f"partial of {_name(task.func)}"
     if isinstance(path := getattr(task, "module_path", None), str):  # of django.tasks
         return path
-    if inspect.ismethod(task):
-        return f"{_name(task.__self__)}.{task.__name__}"
-    named = task if hasattr(task, "__qualname__") else type(task)
-    return f"{named.__module__}.{named.__qualname__}"
+    return name_of(task)

@@ -7,6 +7,7 @@ nobody waits for costs one look-up.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections import defaultdict
@@ -121,9 +122,8 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """Its import path."""
-        named = getattr(self.function, "__qualname__", None) or _repr(self.function)
-        return f"{getattr(self.function, '__module__', '?')}.{named}"
+        """Its import path, as `name_of` says it."""
+        return name_of(self.function)
 
     @property
     def place(self) -> str:
@@ -132,11 +132,15 @@ class Receiver:
         return f"{code.co_filename}:{code.co_firstlineno}" if code else "unknown place"
 
 
-def _repr(function: object) -> str:
-    try:
-        return repr(function)
-    except Exception:  # the project's own code, and this is wanted where something failed already
-        return f"a {type(function).__name__}"
+def name_of(function: Any) -> str:
+    """The import path of what can be called, the same in every process: what one relay alone may do goes by it."""
+    if isinstance(function, functools.partial):
+        return f"partial of {name_of(function.func)}"
+    if inspect.ismethod(function) and not inspect.isclass(function.__self__):
+        return f"{name_of(function.__self__)}.{function.__name__}"
+    # An object that has no name of its own goes by its class: its repr may hold an address.
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 _OPTIONS = ("everywhere", "once", "batch", "timeout")

@@ -27,7 +27,6 @@ ROWS = [
     ["dispatch"],
     ["triggers"],
     ["listening"],
-    ["ready"],
     ["live", "ready"],
     ["asgi", "checks", "management", "testing", "wsgi"],
     ["apps", "pytest_plugin"],

@@ -1,0 +1,477 @@
+"""How calls are made: in lists, with timeouts, side by side, counted, watched, and tidied up after."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.db import connection, transaction
+from django.test import override_settings
+from django.test.utils import CaptureQueriesContext
+
+from pgsignals import PgEvent, on_pg_event, on_pg_gap, publish
+from pgsignals.dispatch import ReceiversSink
+from pgsignals.receivers import Condition, Options, Receiver, Registry, name_of
+from pgsignals.signals import pg_event, receiver_failed
+from pgsignals.sink import Gap
+
+from .relaying import WITHIN, Box, only_receivers_of_this_test, relaying
+from .servers import ROOT
+from .shop.models import Order
+from .waiting import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def registry() -> Iterator[Registry]:
+    with only_receivers_of_this_test() as registry:
+        yield registry
+
+
+@pytest.fixture
+def failures() -> Iterator[Box]:
+    """What receiver_failed says."""
+    box = Box()
+
+    def heard(**said: Any) -> None:
+        box.put(said)
+
+    receiver_failed.connect(heard)
+    yield box
+    receiver_failed.disconnect(heard)
+
+
+def receiver_of(registry: Registry, function: Callable[..., Any]) -> Receiver:
+    return next(one for one in registry if one.function is function)
+
+
+# Lists.
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_batch_receiver_gets_lists_in_order_no_longer_than_the_setting(is_async: bool) -> None:
+    box = Box()
+
+    def take(events: list[PgEvent]) -> None:
+        box.put([event.raw_pk for event in events])
+
+    async def take_later(events: list[PgEvent]) -> None:
+        take(events)
+
+    on_pg_event(Order, "insert", batch=True)(take_later if is_async else take)
+    with override_settings(PGSIGNALS={"BATCH": 40}), relaying():
+        made = Order.objects.bulk_create([Order() for _ in range(100)])
+        box.wait_for(lambda keys: keys[-1] == made[-1].pk)
+    assert [len(keys) for keys in box.items] == [40, 40, 20]
+    assert [key for keys in box.items for key in keys] == [order.pk for order in made]
+
+
+def test_the_instances_of_a_batch_cost_one_query_together() -> None:
+    box = Box()
+
+    @on_pg_event(Order, "insert", batch=True)
+    def take(events: list[PgEvent]) -> None:
+        with CaptureQueriesContext(connection) as queries:
+            found = [event.instance() for event in events]
+        box.put((found, len(queries)))
+
+    with relaying():
+        made = Order.objects.bulk_create([Order(status=str(number)) for number in range(50)])
+        found, queries = box.wait()[0]
+    assert found == made
+    assert queries == 1
+
+
+# Timeouts.
+
+
+def test_a_sync_receiver_that_takes_too_long_is_left_behind_and_the_next_event_is_handled(
+    registry: Registry, failures: Box
+) -> None:
+    box, go_on = Box(), threading.Event()
+
+    @on_pg_event("app_events", timeout=0.3)
+    def hangs_at_first(event: PgEvent) -> None:
+        if event.payload == 1:
+            go_on.wait(WITHIN)
+        box.put((event.payload, threading.get_ident()))
+
+    try:
+        with relaying():
+            publish("app_events", 1)
+            publish("app_events", 2)
+            (second, its_thread) = box.wait()[0]
+            said = failures.wait()[0]
+            go_on.set()
+            (first, other_thread) = box.wait(2)[1]
+            counts = receiver_of(registry, hangs_at_first).counts
+    finally:
+        go_on.set()
+    assert (second, first) == (2, 1)
+    assert its_thread != other_thread
+    assert isinstance(said["exception"], TimeoutError)
+    assert said["event"].payload == 1
+    assert (counts.calls, counts.failures) == (2, 1)
+
+
+def test_an_async_receiver_that_takes_too_long_is_cancelled(registry: Registry, failures: Box) -> None:
+    box = Box()
+
+    @on_pg_event("app_events", timeout=0.2)
+    async def hangs_at_first(event: PgEvent) -> None:
+        try:
+            if event.payload == 1:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            box.put("cancelled")
+            raise
+        box.put(event.payload)
+
+    with relaying():
+        publish("app_events", 1)
+        publish("app_events", 2)
+        assert sorted(map(str, box.wait(2))) == ["2", "cancelled"]
+        assert isinstance(failures.wait()[0]["exception"], TimeoutError)
+        assert receiver_of(registry, hangs_at_first).counts.failures == 1
+
+
+# Side by side.
+
+
+def test_async_receivers_run_side_by_side_and_no_more_than_the_setting() -> None:
+    running, most, done = 0, Box(), Box()
+
+    @on_pg_event("app_events")
+    async def waits(event: PgEvent) -> None:
+        nonlocal running
+        running += 1
+        most.put(running)
+        # Until as many run as may, or those that are left.
+        end = time.monotonic() + 0.3
+        while running < 4 and time.monotonic() < end:
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.02)
+        running -= 1
+        done.put(event.payload)
+
+    with override_settings(PGSIGNALS={"CONCURRENCY": 4}), relaying():
+        for number in range(12):
+            publish("app_events", number)
+        assert sorted(done.wait(12)) == list(range(12))
+    assert max(most.items) == 4
+
+
+def test_one_async_receiver_that_waits_does_not_hold_up_the_others() -> None:
+    box, release = Box(), threading.Event()
+
+    @on_pg_event("app_events")
+    async def waits_for_the_first(event: PgEvent) -> None:
+        while event.payload == 0 and not release.is_set():
+            await asyncio.sleep(0.005)
+        box.put(event.payload)
+
+    with relaying():
+        for number in range(5):
+            publish("app_events", number)
+        assert sorted(box.wait(4)) == [1, 2, 3, 4]
+        release.set()
+        assert box.wait(5)[4] == 0
+
+
+# What is counted, and said.
+
+
+def test_calls_events_failures_and_time_are_counted(registry: Registry) -> None:
+    box = Box()
+
+    @on_pg_event(Order, "insert")
+    def each(event: PgEvent) -> None:
+        box.put(event)
+        if len(box.items) == 2:
+            raise ValueError("as staged")
+
+    @on_pg_event(Order, "insert", batch=True)
+    def together(events: list[PgEvent]) -> None:
+        time.sleep(0.05)
+
+    one, other = receiver_of(registry, each), receiver_of(registry, together)
+    with relaying():
+        Order.objects.bulk_create([Order() for _ in range(5)])
+        until(lambda: (one.counts.calls, other.counts.calls), lambda calls: calls == (5, 1))
+    assert (one.counts.events, one.counts.failures) == (5, 1)
+    assert (other.counts.events, other.counts.failures) == (5, 0)
+    assert 0 < one.counts.seconds < 0.05 <= other.counts.seconds
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_slow_receiver_is_named_while_it_runs_and_once(is_async: bool, caplog: pytest.LogCaptureFixture) -> None:
+    box, go_on = Box(), threading.Event()
+
+    def said() -> list[str]:
+        return [one.getMessage() for one in caplog.records if "slowly" in one.getMessage()]
+
+    def slowly(event: PgEvent) -> None:
+        go_on.wait(WITHIN)
+        box.put(event)
+
+    async def slowly_too(event: PgEvent) -> None:
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+        box.put(event)
+
+    on_pg_event("app_events")(slowly_too if is_async else slowly)
+    with override_settings(PGSIGNALS={"SLOW_RECEIVER": 0.1}), caplog.at_level(logging.WARNING), relaying():
+        publish("app_events", 1)
+        until(said)
+        go_on.set()
+        box.wait()
+        publish("app_events", 2)
+        box.wait(2)
+    (only,) = said()
+    assert "has been running for" in only
+    assert "test_calling.py" in only
+
+
+def test_a_call_that_was_slow_is_said_when_it_has_ended(caplog: pytest.LogCaptureFixture) -> None:
+    box = Box()
+
+    @on_pg_event("app_events")
+    def slowly(event: PgEvent) -> None:
+        time.sleep(0.05)
+        box.put(event)
+
+    # Shorter than the time between two looks at what runs.
+    with override_settings(PGSIGNALS={"SLOW_RECEIVER": 0.01}), caplog.at_level(logging.WARNING), relaying():
+        publish("app_events", 1)
+        box.wait()
+        until(lambda: [one for one in caplog.records if "slowly" in one.getMessage()])
+
+
+# What a receiver leaves behind.
+
+
+def leaves_atomic() -> None:
+    transaction.atomic().__enter__()
+    Order.objects.create(status="left behind")
+
+
+def leaves_autocommit_off() -> None:
+    connection.set_autocommit(False)
+    Order.objects.create(status="left behind")
+
+
+def leaves_begin() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+    Order.objects.create(status="left behind")
+
+
+@pytest.mark.parametrize("leave", [leaves_atomic, leaves_autocommit_off, leaves_begin])
+def test_a_transaction_left_open_is_rolled_back_said_and_not_the_next_ones(
+    leave: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Box()
+
+    @on_pg_event("app_events")
+    def leaves(event: PgEvent) -> None:
+        leave()
+
+    @on_pg_event("app_events")
+    def next_one(event: PgEvent) -> None:
+        box.put((connection.in_atomic_block, connection.get_autocommit(), Order.objects.count()))
+        Order.objects.create(status="kept")
+
+    with relaying():
+        publish("app_events", 1)
+        assert box.wait() == [(False, True, 0)]
+        until(lambda: list(Order.objects.values_list("status", flat=True)), lambda found: found == ["kept"])
+    assert any("left a transaction open" in one.getMessage() for one in caplog.records)
+
+
+# Gaps.
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_gap_reaches_its_receivers_although_no_event_follows(is_async: bool) -> None:
+    box = Box()
+
+    def missed(gap: Gap) -> None:
+        box.put(gap)
+
+    async def missed_later(gap: Gap) -> None:
+        box.put(gap)
+
+    on_pg_gap(missed_later if is_async else missed)
+    with relaying() as running:
+        running.cut()
+        gap = box.wait()[0]
+    assert gap.database == "default"
+    assert gap.since < gap.until
+    assert "terminating connection" in gap.cause
+    assert len(box.items) == 1
+
+
+def test_only_receivers_that_want_it_hear_of_the_start() -> None:
+    box = Box()
+    on_pg_gap(start=True)(lambda gap: box.put(("wants it", gap.cause)))
+    on_pg_gap(lambda gap: box.put(("does not", gap.cause)))
+    with relaying() as running:
+        assert box.wait() == [("wants it", "start")]
+        running.cut()
+        box.wait(3)
+    assert [name for name, _ in box.items] == ["wants it", "wants it", "does not"]
+
+
+def test_events_and_the_gap_among_them_keep_their_order() -> None:
+    box = Box()
+    on_pg_event("app_events")(lambda event: box.put(event.payload))
+    on_pg_gap(lambda gap: box.put("gap"))
+    with relaying() as running:
+        publish("app_events", 1)
+        box.wait()
+        running.cut()
+        box.wait(2)
+        publish("app_events", 2)
+        assert box.wait(3) == [1, "gap", 2]
+
+
+def test_in_web_processes_only_those_for_everywhere_are_called(registry: Registry) -> None:
+    box = Box()
+    on_pg_event("app_events")(lambda event: box.put("event, listen alone"))
+    on_pg_event("app_events", everywhere=True)(lambda event: box.put("event, everywhere"))
+    on_pg_gap(lambda gap: box.put("gap, listen alone"))
+    on_pg_gap(everywhere=True)(lambda gap: box.put("gap, everywhere"))
+    sink = ReceiversSink("default", registry, "everywhere")
+    with relaying(sinks=[sink], receivers=False) as running:
+        running.cut()
+        running.tap.gaps.wait(2)
+        publish("app_events", 1)
+        box.wait_for(lambda one: one == "event, everywhere")
+    assert box.items == ["gap, everywhere", "event, everywhere"]
+
+
+# Who is called.
+
+
+def test_a_receiver_that_is_registered_later_is_called_from_then_on() -> None:
+    box = Box()
+    with relaying(channels=["app_events"]):
+        on_pg_event("app_events")(lambda event: box.put(("first", event.payload)))
+        publish("app_events", 1)
+        box.wait()
+        on_pg_event("app_events")(lambda event: box.put(("later", event.payload)))
+        publish("app_events", 2)
+        assert box.wait(3) == [("first", 1), ("first", 2), ("later", 2)]
+
+
+def test_the_signal_may_be_connected_later() -> None:
+    box = Box()
+
+    def heard(event: PgEvent, **_: Any) -> None:
+        box.put(event.payload)
+
+    with relaying(channels=["app_events"]) as running:
+        publish("app_events", 1)
+        running.tap.events.wait()
+        pg_event.connect(heard)
+        try:
+            publish("app_events", 2)
+            assert box.wait() == [2]
+        finally:
+            pg_event.disconnect(heard)
+
+
+def test_what_one_relay_alone_may_do_is_done_by_one_and_then_by_the_other(registry: Registry) -> None:
+    boxes = Box(), Box()
+    other = Registry()
+    condition, options = Condition(None, "app_events", ("message",)), Options(once=True)
+
+    def handle(box: Box, event: PgEvent) -> None:
+        box.put(event.payload)
+
+    # The same name, so the same duty, in what stand for two processes.
+    registry.add(functools.partial(handle, boxes[0]), condition, options)
+    other.add(functools.partial(handle, boxes[1]), condition, options)
+    others = relaying(channels=["app_events"], sinks=[ReceiversSink("default", other)], receivers=False)
+    with others as second, relaying():
+        publish("app_events", 1)
+        boxes[1].wait()
+        second.tap.events.wait()
+        assert boxes[0].items == []
+        second.stop()
+        until(lambda: (publish("app_events", 2), boxes[0].items)[1])
+    assert boxes[1].items == [1]
+    assert set(boxes[0].items) == {2}
+
+
+class Handler:
+    def __call__(self, event: PgEvent) -> None:
+        """An object that can be called."""
+
+    def handle(self, event: PgEvent) -> None:
+        """A method of it."""
+
+
+PARTIAL = functools.partial(Handler(), event=None)
+METHOD = Handler().handle
+
+
+def test_a_receivers_name_is_the_same_in_every_process() -> None:
+    """Whatever kind of callable it is: what one relay alone may do goes by it."""
+    assert name_of(PARTIAL) == "partial of tests.test_calling.Handler"
+    assert name_of(METHOD) == "tests.test_calling.Handler.handle"
+    said = "from tests import test_calling as t; print([t.name_of(one) for one in (t.PARTIAL, t.METHOD)])"
+    command = [sys.executable, "-c", f"import django; django.setup(); {said}"]
+    environment = {"DJANGO_SETTINGS_MODULE": "tests.settings", "PATH": "/usr/bin:/bin"}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == repr([name_of(PARTIAL), name_of(METHOD)])
+
+
+# What waits, and the end.
+
+
+def test_what_waits_is_known_while_a_receiver_hangs() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    @on_pg_event("app_events")
+    def hangs(event: PgEvent) -> None:
+        entered.set()
+        go_on.wait(WITHIN)
+
+    try:
+        with relaying() as running:
+            publish("app_events", 0)
+            assert entered.wait(WITHIN)
+            for number in range(1, 8):
+                publish("app_events", number)
+            until(running.relay.waiting, lambda found: found[0] == 7 and found[1] > 0.05)
+            go_on.set()
+            until(running.relay.waiting, lambda found: found == (0, 0.0))
+    finally:
+        go_on.set()
+
+
+def test_the_end_in_the_middle_of_a_run_drops_the_rest_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    box = Box()
+    with relaying() as running:
+
+        @on_pg_event(Order, "insert")
+        def stops(event: PgEvent) -> None:
+            box.put(event)
+            running.relay.stop()
+            time.sleep(0.05)
+
+        Order.objects.bulk_create([Order() for _ in range(100)])
+        box.wait()
+    assert len(box.items) < 100
+    left = 100 - len(box.items)
+    assert any(f"Stopped with {left} events" in one.getMessage() for one in caplog.records)
