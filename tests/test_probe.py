@@ -1,0 +1,256 @@
+"""The relay proves that it hears; where it does not, it says so, and a gap begins where it heard last."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import psycopg
+import pytest
+from django.db import connection, connections
+from django.test import override_settings
+from psycopg import sql
+
+from pgsignals import publish
+from pgsignals.listening.connection import ListeningConnection, parameters
+from pgsignals.listening.relay import HEALTHY, PROVING, Relay
+
+from .conftest import connect
+from .relaying import Running, Tap, relaying
+from .waiting import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+OFTEN = {"PROBE_EVERY": 0.05, "RECONNECT_MAX": 0.05}
+
+
+@contextmanager
+def probing(**settings: Any) -> Iterator[Running]:
+    """A relay that proves delivery all the time."""
+    with override_settings(PGSIGNALS={**OFTEN, **settings}), relaying(receivers=False, channels=["app"]) as running:
+        yield running
+
+
+def texts(caplog: pytest.LogCaptureFixture, part: str) -> list[str]:
+    return [one.getMessage() for one in caplog.records if part in one.getMessage()]
+
+
+def place(**other: str) -> str:
+    """The test's database, as a connection string."""
+    said = connection.settings_dict
+    names = {"host": said["HOST"], "port": said["PORT"], "user": said["USER"], "dbname": said["NAME"]}
+    return psycopg.conninfo.make_conninfo(**{key: str(value) for key, value in {**names, **other}.items() if value})
+
+
+# Proofs.
+
+
+def test_delivery_is_proven_again_and_again() -> None:
+    with probing() as running:
+        relay = running.relay
+        first = until(lambda: relay.proven)
+        until(lambda: relay.proven and first and relay.proven > first)
+        assert relay.state == HEALTHY
+        assert relay.proofs >= 2
+        assert relay.gaps == relay.reconnects == 0
+
+
+def test_what_was_committed_before_a_proof_has_arrived() -> None:
+    with probing() as running:
+        for number in range(20):
+            publish("app", number)
+            committed = datetime.now(UTC)
+            until(lambda moment=committed: running.relay.proven and running.relay.proven > moment)
+            assert [event.payload for event in running.tap.events.items] == list(range(number + 1))
+
+
+def test_probes_are_told_to_nobody() -> None:
+    with probing() as running:
+        until(lambda: running.relay.proofs > 3)
+        assert running.tap.events.items == []
+
+
+def test_a_standstill_of_the_process_is_no_deafness(caplog: pytest.LogCaptureFixture) -> None:
+    with probing(PROBE_WITHIN=0.2) as running:
+        until(lambda: running.relay.proofs)
+        assert running.relay._loop is not None
+        for _ in range(3):
+            running.relay._loop.call_soon_threadsafe(time.sleep, 0.5)
+        before = running.relay.proofs
+        until(lambda: running.relay.proofs > before + 3)
+        assert running.relay.reconnects == 0
+    assert not texts(caplog, "deaf")
+
+
+def test_a_flood_before_the_token_is_no_deafness(caplog: pytest.LogCaptureFixture) -> None:
+    with probing(PROBE_WITHIN=0.1) as running, connect() as writer:
+        writer.execute("SELECT count(pg_notify('app', n::text)) FROM generate_series(1, 100000) n")
+        running.tap.events.wait(100_000)
+        assert running.relay.reconnects == 0
+    assert not texts(caplog, "deaf")
+
+
+# Gaps begin where it heard last.
+
+
+def test_a_gap_begins_at_the_last_proof_before_the_loss() -> None:
+    with probing() as running:
+        for number in range(1, 4):
+            proofs = running.relay.proofs
+            until(lambda known=proofs: running.relay.proofs > known + 1)
+            proven = running.relay.proven
+            lost = datetime.now(UTC)
+            running.cut()
+            gap = running.tap.gaps.wait(number + 1)[number]
+            assert proven is not None
+            # Another proof may have come before the end of the connection.
+            assert proven <= gap.since < gap.until
+            assert (gap.since - lost).total_seconds() < 0.1
+            assert gap.until > lost
+
+
+def test_a_relay_that_went_deaf_says_so_and_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    """As behind a line that is half-open: nothing is closed, and nothing arrives."""
+    with probing(PROBE_WITHIN=0.3) as running:
+        until(lambda: running.relay.proofs > 1)
+        listening = running.relay._connection
+        assert listening is not None
+        assert running.relay._loop is not None
+        proven = running.relay.proven
+        deafened = asyncio.run_coroutine_threadsafe(listening.ask(sql.SQL("UNLISTEN *"), 5), running.relay._loop)
+        deafened.result(5)
+        after = datetime.now(UTC)
+        publish("app", "nobody hears this")
+        gap = running.tap.gaps.wait(2)[1]
+        publish("app", "and this is heard")
+        assert [event.payload for event in running.tap.events.wait()] == ["and this is heard"]
+        assert proven is not None
+        assert proven <= gap.since <= after < gap.until
+        assert gap.cause == "deaf: the probe's token did not arrive"
+    (said,) = texts(caplog, "is deaf")
+    assert "a pooler in transaction mode" in said
+    assert "PGSIGNALS['LISTEN']" in said
+
+
+# Tokens that cannot be sent.
+
+
+@contextmanager
+def no_new_connections() -> Iterator[None]:
+    """Not even a superuser's."""
+    name = sql.Identifier(str(connection.settings_dict["NAME"]))
+    allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+    with psycopg.connect(place(dbname="postgres"), autocommit=True) as admin:
+        admin.execute(allow.format(name, sql.Literal(False)))
+        try:
+            yield
+        finally:
+            admin.execute(allow.format(name, sql.Literal(True)))
+
+
+def test_a_token_that_cannot_be_sent_is_no_reason_to_give_up_what_works(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), probing() as running:
+        until(lambda: running.relay.state == HEALTHY)
+        connection.ensure_connection()
+        with no_new_connections():
+            until(lambda: running.relay.state == PROVING)
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_notify('app', '1')")
+            running.tap.events.wait(1)
+        until(lambda: running.relay.state == HEALTHY)
+        assert running.relay.reconnects == running.relay.gaps == 0
+    (said,) = texts(caplog, "cannot be proven")
+    assert "is not currently accepting connections" in said
+    assert texts(caplog, "Delivery is proven again")
+
+
+# A place of its own.
+
+
+@pytest.mark.parametrize("kind", ["alias", "keywords", "uri"])
+def test_it_listens_where_the_setting_says(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = place(application_name="direct")
+    if kind == "alias":
+        options = {**connection.settings_dict["OPTIONS"], "application_name": "direct"}
+        monkeypatch.setitem(connections.settings, "direct", {**connection.settings_dict, "OPTIONS": options})
+        said = "direct"
+    if kind == "uri":
+        given = psycopg.conninfo.conninfo_to_dict(said)
+        user, name = given.pop("user"), given.pop("dbname")
+        said = f"postgresql://{user}@/{name}?" + "&".join(f"{key}={value}" for key, value in given.items())
+    with probing(LISTEN=said) as running:
+        publish("app", 1)
+        running.tap.events.wait()
+        with connect() as other:
+            query = "SELECT application_name FROM pg_stat_activity WHERE pid = %s"
+            ((name,),) = other.execute(query, [running.pid()]).fetchall()
+        assert name.startswith("pgsignals listen direct")
+
+
+def test_a_place_that_does_not_hear_what_is_written_is_refused_at_the_start() -> None:
+    """LISTEN succeeds there, and what the application commits never arrives."""
+    with override_settings(PGSIGNALS={**OFTEN, "LISTEN": place(dbname="postgres"), "PROBE_WITHIN": 0.3}):
+        running = Running(Relay("default", [Tap()], []), Tap())
+        running._thread.join(20)
+    text = str(running.error)
+    assert "is deaf: what a second connection sent did not arrive in 0.3 s" in text
+    assert "lead to different servers or databases" in text
+
+
+# The connection.
+
+
+def nothing(_: Any) -> None:
+    """Takes notifications."""
+
+
+async def open_one(previous: Any = None) -> ListeningConnection:
+    given = parameters(connections["default"], "pgsignals listen")
+    return await ListeningConnection.open(given, ["app"], nothing, 10, None, previous)
+
+
+def test_what_the_server_does_not_answer_in_time_costs_the_connection() -> None:
+    async def ask() -> str:
+        listening = await open_one()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"no answer in 0\.2 s"):
+            await listening.ask(sql.SQL("SELECT pg_sleep(30)"), 0.2)
+        assert time.monotonic() - began < 5
+        return await listening.lost
+
+    assert asyncio.run(ask()) == "no answer in 0.2 s"
+    # The server notices only when it would answer.
+    with connect() as other:
+        other.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'")
+
+
+def test_what_is_left_of_the_predecessor_is_ended_and_nobody_else() -> None:
+    async def replace() -> None:
+        first, stranger = await open_one(), await open_one()
+        second = await open_one(previous=first.session)
+        assert "administrator command" in await asyncio.wait_for(first.lost, 10)
+        await stranger.alive(5)
+        await second.alive(5)
+        for one in (first, stranger, second):
+            one.close()
+
+    asyncio.run(replace())
+
+
+def test_twenty_connections_that_were_lost_leave_no_file_open() -> None:
+    with probing() as running:
+        until(lambda: running.relay.proofs)
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(1, 21):
+            running.cut()
+            running.tap.gaps.wait(number + 1)
+        proofs = running.relay.proofs
+        until(lambda: running.relay.proofs > proofs)
+        # The probe's own connection may be open just now.
+        until(lambda: len(os.listdir("/proc/self/fd")) <= before)
