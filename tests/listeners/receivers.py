@@ -60,3 +60,17 @@ if "raise" in _named:
     @on_pg_event("app_events")
     def raises(event: PgEvent) -> None:
         raise SystemExit("a receiver ends nothing")
+
+
+if "once" in _named:
+
+    @on_pg_event("app_events", once=True)
+    def once(event: PgEvent) -> None:
+        say(f"once {event.payload}")
+
+
+if "fail" in _named:
+
+    @on_pg_event("app_events")
+    def fails(event: PgEvent) -> None:
+        raise ValueError("as staged")
