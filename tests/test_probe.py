@@ -77,11 +77,11 @@ def test_probes_are_told_to_nobody() -> None:
 
 
 def test_a_standstill_of_the_process_is_no_deafness(caplog: pytest.LogCaptureFixture) -> None:
-    with probing(PROBE_WITHIN=0.2) as running:
+    with probing(PROBE_WITHIN=0.5) as running:
         until(lambda: running.relay.proofs)
         assert running.relay._loop is not None
         for _ in range(3):
-            running.relay._loop.call_soon_threadsafe(time.sleep, 0.5)
+            running.relay._loop.call_soon_threadsafe(time.sleep, 0.8)
         before = running.relay.proofs
         until(lambda: running.relay.proofs > before + 3)
         assert running.relay.reconnects == 0
@@ -89,7 +89,7 @@ def test_a_standstill_of_the_process_is_no_deafness(caplog: pytest.LogCaptureFix
 
 
 def test_a_flood_before_the_token_is_no_deafness(caplog: pytest.LogCaptureFixture) -> None:
-    with probing(PROBE_WITHIN=0.1) as running, connect() as writer:
+    with probing(PROBE_WITHIN=0.3) as running, connect() as writer:
         writer.execute("SELECT count(pg_notify('app', n::text)) FROM generate_series(1, 100000) n")
         running.tap.events.wait(100_000)
         assert running.relay.reconnects == 0
