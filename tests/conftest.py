@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -14,6 +15,10 @@ from pgsignals import PgEvent, wire
 from pgsignals.decode import Decoder
 
 from .fleet import Fleet, functions
+
+# A shell has what it starts in the background ignore SIGINT, and processes hand that on; the servers that tests end by
+# it would never end.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def connect(**options: object) -> psycopg.Connection:
