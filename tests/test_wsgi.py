@@ -214,6 +214,8 @@ def test_it_does_not_feed_a_layer_in_memory_that_nobody_here_reads(environment: 
         site.processes(1)
         site.server.wait_for("Listening to")
         assert site.get("sinks")["sinks"] == ["ReceiversSink"]
+        # Killed, it would leave its worker behind.
+        site.server.end(signal.SIGTERM, within=QUICKLY)
 
 
 # runserver.
