@@ -13,7 +13,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 
 from . import values, wire
-from .event import MESSAGE, NO_CONTEXT, NOTHING, TRUNCATE, Origin, PgEvent, Reader
+from .event import MESSAGE, TRUNCATE, PgEvent, Reader, Source, Statement
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -34,7 +34,9 @@ class Decoder:
 
     def __init__(self, database: str) -> None:
         self.database = database
-        self._models: dict[str, _ModelReaders] = {}
+        self._models: dict[type[Model], _ModelReaders] = {}
+        self._sources: dict[tuple[str, str, str], Source] = {}
+        """By label, operation's code, and channel."""
 
     def decode(self, channel: str, payload: str | bytes) -> list[PgEvent]:
         """The events of one notification.
@@ -47,41 +49,50 @@ class Decoder:
         document = read_message(payload)
         if wire.looks_like_rows(document):
             return self._rows(channel, wire.read_rows(document))
-        return [PgEvent(Origin(op=MESSAGE, channel=channel, database=self.database), document)]
+        return [PgEvent(self._of_messages(channel), Statement(), document)]
 
     def _rows(self, channel: str, parsed: wire.RowsPayload) -> list[PgEvent]:
-        known = self._models.get(parsed.label) or self._known(parsed.label)
-        # By position, which is twice as fast.
-        origin = Origin(
-            wire.OPERATIONS[parsed.code],
-            channel,
-            self.database,
-            parsed.label,
-            known.model,
-            parsed.schema,
-            parsed.transaction,
-            parsed.microseconds,
-            parsed.changed or NOTHING,
-            bool(parsed.behind) or parsed.changed is None,
-            parsed.fields,
-            parsed.context or NO_CONTEXT,
-            known.aliases,
-            known,
-            known.read_pk,
-        )
+        source = self._sources.get((parsed.label, parsed.code, channel)) or self._source(channel, parsed)
         if parsed.code == _TRUNCATE:  # one event about the table
-            return [PgEvent(origin, [])]
+            return [PgEvent(source, parsed, [])]
         rows = parsed.rows
         # One row is the usual case, and costs a quarter of the way that is the fastest for many.
-        return [PgEvent(origin, rows[0])] if len(rows) == 1 else list(map(PgEvent, repeat(origin), rows))
+        return (
+            [PgEvent(source, parsed, rows[0])]
+            if len(rows) == 1
+            else list(map(PgEvent, repeat(source), repeat(parsed), rows))
+        )
+
+    def _source(self, channel: str, parsed: wire.RowsPayload) -> Source:
+        known = self._known(parsed.label)
+        # Django finds a model by many spellings; only its own is kept, so that nobody can fill our memory.
+        label = known.model._meta.label_lower
+        key = (label, parsed.code, channel)
+        if key not in self._sources:
+            self._sources[key] = Source(
+                op=wire.OPERATIONS[parsed.code],
+                channel=channel,
+                database=self.database,
+                label=label,
+                model=known.model,
+                aliases=known.aliases,
+                readers=known,
+                read_pk=known.read_pk,
+            )
+        return self._sources[key]
+
+    def _of_messages(self, channel: str) -> Source:
+        key = ("", MESSAGE, channel)
+        source = self._sources.get(key)
+        if source is None:
+            source = self._sources[key] = Source(op=MESSAGE, channel=channel, database=self.database)
+        return source
 
     def _known(self, label: str) -> _ModelReaders:
-        known = self._models.get(label)
+        model = _model(label)
+        known = self._models.get(model)
         if known is None:
-            known = _ModelReaders(_model(label), self.database)
-            # Django finds a model by many spellings; only its own is kept, so that nobody can fill our memory.
-            if label == known.model._meta.label_lower:
-                self._models[label] = known
+            known = self._models[model] = _ModelReaders(model, self.database)
         return known
 
 

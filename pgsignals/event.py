@@ -1,10 +1,10 @@
 """The value that a receiver gets.
 
-Everything here is made for a hot path: one notification carries many rows, so what those rows share is kept once, in an
-`Origin`, and a `PgEvent` is a pair of that origin and the row as it came. Both are structs of msgspec, which are made
-in a third of the time of a class of Python's own, and are no work for the garbage collector: nothing that they refer
-to may refer back to them. Values become Python values when they are first read; an event that nobody looks into costs
-next to nothing.
+Everything here is made for a hot path: what all events of a model and operation share is kept once, in a `Source`, what
+the rows of one notification share in a `Statement`, and a `PgEvent` is these two and the row as it came. They are
+structs of msgspec, which are made in a third of the time of a class of Python's own, and are no work for the garbage
+collector: nothing that they refer to may refer back to them. Values become Python values when they are first read; an
+event that nobody looks into costs next to nothing.
 
 This module knows no JSON, no SQL and no connection. It is handed functions that read.
 """
@@ -41,25 +41,32 @@ def as_it_came(raw: Any) -> Any:
     return raw
 
 
-class Origin(msgspec.Struct, frozen=True, eq=False, gc=False):
-    """What all events of one notification have in common."""
+class Source(msgspec.Struct, frozen=True, eq=False):
+    """What all events of a model and an operation, or all messages of a channel, have in common."""
 
     op: str
     channel: str
     database: str
     label: str | None = None
     model: type[Model] | None = None
+    aliases: Mapping[str, str] = NO_CONTEXT
+    readers: Mapping[str, Reader] = NO_CONTEXT
+    read_pk: Reader = as_it_came
+
+
+class Statement(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """What all events of one notification have in common."""
+
     schema: str | None = None
     transaction: int | None = None
     microseconds: int | None = None
     """Since 1970, by the database's clock."""
-    changed: frozenset[str] = NOTHING
-    incomplete: bool = False
     fields: tuple[str, ...] = ()
+    changed: frozenset[str] | None = NOTHING
+    """None where nobody can tell."""
     context: Mapping[str, Any] = NO_CONTEXT
-    aliases: Mapping[str, str] = NO_CONTEXT
-    readers: Mapping[str, Reader] = NO_CONTEXT
-    read_pk: Reader = as_it_came
+    behind: bool | int = False
+    """Whether the trigger was behind its table."""
 
 
 class Values(Mapping[str, Any]):
@@ -70,10 +77,11 @@ class Values(Mapping[str, Any]):
     Reading a value that its field cannot convert raises ValueError, with the field and the raw value.
     """
 
-    __slots__ = ("_origin", "_raw", "_read")
+    __slots__ = ("_fields", "_raw", "_read", "_source")
 
-    def __init__(self, origin: Origin, raw: list[Any]) -> None:
-        self._origin = origin
+    def __init__(self, source: Source, fields: tuple[str, ...], raw: list[Any]) -> None:
+        self._source = source
+        self._fields = fields
         self._raw = raw
         self._read: dict[str, Any] = {}
 
@@ -83,24 +91,24 @@ class Values(Mapping[str, Any]):
         return self._read[name]
 
     def _convert(self, name: str) -> Any:
-        name = self._origin.aliases.get(name, name)
+        name = self._source.aliases.get(name, name)
         try:
-            raw = self._raw[self._origin.fields.index(name)]
+            raw = self._raw[self._fields.index(name)]
         except ValueError:
             raise KeyError(name) from None
         try:
-            return self._origin.readers.get(name, as_it_came)(raw)
+            return self._source.readers.get(name, as_it_came)(raw)
         except Exception as error:
             raise ValueError(
-                f"{self._origin.label}.{name}: the value {raw!r} cannot be read ({error}). "
+                f"{self._source.label}.{name}: the value {raw!r} cannot be read ({error}). "
                 "Its text is in .raw of this mapping."
             ) from error
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._origin.fields)
+        return iter(self._fields)
 
     def __len__(self) -> int:
-        return len(self._origin.fields)
+        return len(self._fields)
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -108,7 +116,7 @@ class Values(Mapping[str, Any]):
     @property
     def raw(self) -> dict[str, Any]:
         """The values as they travelled: text, numbers, true and false, or lists of these."""
-        return dict(zip(self._origin.fields, self._raw, strict=True))
+        return dict(zip(self._fields, self._raw, strict=True))
 
 
 def _is_empty(value: Any) -> bool:
@@ -127,7 +135,8 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     Frozen: assigning to it raises AttributeError.
     """
 
-    _origin: Origin
+    _source: Source
+    _statement: Statement
     _row: Any
     _converted: dict[str, Any] | None = None
 
@@ -136,22 +145,22 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     @property
     def op(self) -> str:
         """`insert`, `update`, `delete`, `truncate`, or `message` for what an application published."""
-        return self._origin.op
+        return self._source.op
 
     @property
     def model(self) -> type[Model] | None:
         """The model, or None for a message."""
-        return self._origin.model
+        return self._source.model
 
     @property
     def label(self) -> str | None:
         """The model's label in lower case, such as `flights.flight`; None for a message."""
-        return self._origin.label
+        return self._source.label
 
     @property
     def channel(self) -> str:
         """The channel on which it came."""
-        return self._origin.channel
+        return self._source.channel
 
     @property
     def pk(self) -> Any:
@@ -162,10 +171,10 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
         return self._once("pk", self._read_pk)
 
     def _read_pk(self) -> Any:
-        if self._origin.op == MESSAGE or not self._row:
+        if self._source.op == MESSAGE or not self._row:
             return None
         try:
-            return self._origin.read_pk(self._row[0])
+            return self._source.read_pk(self._row[0])
         except Exception as error:
             raise ValueError(
                 f"{self.label}: the primary key {self._row[0]!r} cannot be read ({error}). Its text is in raw_pk."
@@ -174,12 +183,12 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     @property
     def raw_pk(self) -> Any:
         """The primary key as it travelled: a number or text, or a list of these where it is composite."""
-        return None if self._origin.op == MESSAGE or not self._row else self._row[0]
+        return None if self._source.op == MESSAGE or not self._row else self._row[0]
 
     @property
     def changed(self) -> frozenset[str]:
         """The names of all fields that an update changed. Empty for other operations, and where `incomplete`."""
-        return self._origin.changed
+        return self._statement.changed or NOTHING
 
     @property
     def old(self) -> Values | None:
@@ -194,53 +203,53 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
         return new
 
     def _values(self, places: dict[str, int]) -> Values | None:
-        place = places.get(self._origin.op)
-        if place is None or not self._origin.fields or len(self._row) <= place:
+        place = places.get(self._source.op)
+        fields = self._statement.fields
+        if place is None or not fields or len(self._row) <= place:
             return None
-        return Values(self._origin, self._row[place])
+        return Values(self._source, fields, self._row[place])
 
     @property
     def payload(self) -> Any:
         """What a message says: decoded JSON, or the text itself where it was not JSON. None for a row."""
-        return self._row if self._origin.op == MESSAGE else None
+        return self._row if self._source.op == MESSAGE else None
 
     # When and where.
 
     @property
     def at(self) -> datetime | None:
         """When the write happened, by the database's clock, aware. None for a message: NOTIFY carries no time."""
-        microseconds = self._origin.microseconds
+        microseconds = self._statement.microseconds
         return None if microseconds is None else _EPOCH + timedelta(microseconds=microseconds)
 
     @property
     def transaction(self) -> int | None:
         """The id of the writing transaction (xid8). None for a message."""
-        return self._origin.transaction
+        return self._statement.transaction
 
     @property
     def database(self) -> str:
         """The alias of the database from which it came."""
-        return self._origin.database
+        return self._source.database
 
     @property
     def schema(self) -> str | None:
         """The PostgreSQL schema of the table. None for a message."""
-        return self._origin.schema
+        return self._statement.schema
 
     # What could not be said.
 
     @property
     def truncated(self) -> bool:
         """Whether values, or even the key, were left out because the row was too big for a notification."""
-        origin = self._origin
-        if origin.op in (MESSAGE, TRUNCATE) or origin.incomplete:
+        if self._source.op in (MESSAGE, TRUNCATE) or self.incomplete:
             return False
-        return not self._row or (bool(origin.fields) and len(self._row) == 1)
+        return not self._row or (bool(self._statement.fields) and len(self._row) == 1)
 
     @property
     def incomplete(self) -> bool:
         """Whether the trigger was behind its table, so that it could not say which fields changed, or to what."""
-        return self._origin.incomplete
+        return bool(self._statement.behind) or self._statement.changed is None
 
     # What later versions fill: part of the interface from the start, so that receivers need no change.
 
@@ -257,7 +266,7 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     @property
     def context(self) -> Mapping[str, Any]:
         """Who wrote, and why, as `pgsignals.context()` said in the writer's transaction. Empty where nobody said."""
-        return MappingProxyType(self._origin.context)
+        return MappingProxyType(self._statement.context)
 
     # The row itself.
 
@@ -344,15 +353,15 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
         return f"<PgEvent {self.op} {self.label}{about}{which}>"
 
     def _comparable(self) -> tuple[Any, ...]:
-        origin = self._origin
-        where_and_when = (origin.label, origin.channel, origin.transaction, origin.microseconds)
-        return (origin.op, *where_and_when, origin.changed, self._row)
+        source, statement = self._source, self._statement
+        where_and_when = (source.label, source.channel, statement.transaction, statement.microseconds)
+        return (source.op, *where_and_when, statement.changed, self._row)
 
     def __eq__(self, other: object) -> bool:
         return self._comparable() == other._comparable() if isinstance(other, PgEvent) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((self._origin.op, self._origin.label, self._origin.channel, self._origin.transaction))
+        return hash((self._source.op, self._source.label, self._source.channel, self._statement.transaction))
 
 
 class _Instances:
@@ -360,14 +369,14 @@ class _Instances:
 
     def __init__(self, events: Iterable[PgEvent]) -> None:
         # Not the events, which refer to this.
-        self._rows = [(event._origin, event._row) for event in events]
+        self._rows = [(event._source, event._statement, event._row) for event in events]
         self._loaded: dict[str, dict[Any, Model]] = {}
 
     def missing(self, event: PgEvent) -> bool:
         return event.label not in self._loaded
 
     def queryset(self, event: PgEvent) -> Any:
-        same = [PgEvent(origin, row) for origin, row in self._rows if origin.label == event.label]
+        same = [PgEvent(*one) for one in self._rows if one[0].label == event.label]
         keys = {one.pk for one in same if one.raw_pk is not None}
         model: Any = event.model
         return model._base_manager.using(event.database).filter(pk__in=keys)
@@ -383,4 +392,4 @@ def together(events: Iterable[PgEvent]) -> list[PgEvent]:
     """The same events as one batch: `instance()` of the first loads the rows of all."""
     events = list(events)
     instances = _Instances(events)
-    return [PgEvent(event._origin, event._row, {"batch": instances}) for event in events]
+    return [PgEvent(event._source, event._statement, event._row, {"batch": instances}) for event in events]

@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .event import DELETE, INSERT, TRUNCATE, UPDATE
+from .event import DELETE, INSERT, NOTHING, TRUNCATE, UPDATE, Statement
 
 CHANNEL = "pgsignals"
 """The channel on which row events travel, but for declarations that name one of their own."""
@@ -78,8 +78,8 @@ class UnknownVersion(WireError):
     """A payload of a format that this version of pgsignals does not know: a newer deploy writes already."""
 
 
-class RowsPayload(msgspec.Struct, frozen=True, gc=False):
-    """A checked payload: a header, and rows that are still raw."""
+class RowsPayload(Statement, frozen=True, eq=False, gc=False, kw_only=True):
+    """A checked payload: what its rows have in common, and the rows, which are still raw."""
 
     version: Literal[1] = msgspec.field(name="v")
     declaration: str = msgspec.field(name="d")
@@ -90,10 +90,9 @@ class RowsPayload(msgspec.Struct, frozen=True, gc=False):
     code: Literal["i", "u", "d", "t"] = msgspec.field(name="o")
     rows: list[list[Any]] = msgspec.field(name="r", default_factory=list)
     fields: tuple[str, ...] = msgspec.field(name="f", default=())
-    changed: frozenset[str] | None = msgspec.field(name="c", default=frozenset())
+    changed: frozenset[str] | None = msgspec.field(name="c", default=NOTHING)
     context: dict[str, Any] = msgspec.field(name="k", default_factory=dict)
     behind: bool | int = msgspec.field(name="i", default=False)
-    """Whether the trigger was behind its table."""
 
 
 _decode = msgspec.json.Decoder(RowsPayload).decode
@@ -177,8 +176,8 @@ def _checked(parsed: RowsPayload) -> RowsPayload:
         raise WireError(f"its time is {parsed.microseconds} microseconds since 1970, which is no date of ours")
     if parsed.context:
         _check_depth(parsed.context)
-    rows = parsed.rows
     # One key is the usual case.
+    rows = parsed.rows
     if (len(rows) != 1 or len(rows[0]) != 1 or type(rows[0][0]) in _NESTED) and parsed.code != "t":
         _check_rows(rows, parsed.code, len(parsed.fields))
     return parsed

@@ -17,12 +17,12 @@ from django.test import override_settings
 
 from pgsignals import PgEvent, on_pg_event, publish
 from pgsignals.dispatch.buffer import Buffer
-from pgsignals.event import Origin
 from pgsignals.receivers import Registry
 from pgsignals.signals import EventSignal, pg_event, receiver_failed, relay_gap
 from pgsignals.sink import Gap
 
 from .conftest import connect
+from .making import made
 from .relaying import WITHIN, Box, Running, only_receivers_of_this_test, relaying
 from .shop.models import Customer, Order
 
@@ -223,7 +223,7 @@ def test_a_receiver_of_pg_event_that_raises_is_reported_like_any(
 
 
 def message(payload: int) -> PgEvent:
-    return PgEvent(Origin(op="message", channel="app_events", database="default"), payload)
+    return made(payload, op="message", channel="app_events")
 
 
 def test_the_buffer_drops_the_oldest_and_says_how_many() -> None:

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from pgsignals.event import Origin, PgEvent
+from pgsignals.event import PgEvent
 from pgsignals.event import Values as EventValues
 
 from .conftest import Listener
+from .making import made
 from .shop.models import Article, Order
 
 
 def update(row: Any = (1, ["a"], ["b"]), **more: Any) -> PgEvent:
     reading = {"op": "update", "channel": "pgsignals", "database": "default", "label": "shop.order", "model": Order}
-    return PgEvent(Origin(**{**reading, "fields": ("status",), "changed": frozenset({"status"}), **more}), list(row))
+    return made(list(row), **{**reading, "fields": ("status",), "changed": frozenset({"status"}), **more})
 
 
 def test_an_event_cannot_be_changed() -> None:
@@ -65,7 +66,7 @@ def test_equal_events_are_equal_and_can_be_kept_in_sets() -> None:
 
 def test_an_event_shows_itself_shortly() -> None:
     assert repr(update()) == "<PgEvent update shop.order 1 ['status']>"
-    message = PgEvent(Origin(op="message", channel="app", database="default"), {"a": 1})
+    message = made({"a": 1}, op="message", channel="app")
     assert repr(message) == "<PgEvent message on 'app': {'a': 1}>"
 
 
@@ -80,7 +81,7 @@ def test_as_dict_leaves_out_what_is_empty_but_never_a_payload() -> None:
         "channel": "pgsignals",
         "database": "default",
     }
-    message = PgEvent(Origin(op="message", channel="app", database="default"), 0)
+    message = made(0, op="message", channel="app")
     assert message.as_dict() == {"op": "message", "channel": "app", "database": "default", "payload": 0}
 
 
@@ -107,6 +108,6 @@ def test_ainstance_is_its_twin(listener: Listener) -> None:
 
 
 def test_a_message_has_no_instance() -> None:
-    message = PgEvent(Origin(op="message", channel="app", database="default"), {})
+    message = made({}, op="message", channel="app")
     with pytest.raises(LookupError, match=r"message on channel 'app' is about no row"):
         message.instance()

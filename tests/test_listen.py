@@ -22,11 +22,11 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
 
-from pgsignals import PgEvent, publish
-from pgsignals.event import Origin
+from pgsignals import publish
 from pgsignals.listening.printing import to_line
 
 from .conftest import Listener, connect
+from .making import made
 from .postgres import binaries
 from .relaying import WITHIN, Box
 from .servers import ROOT
@@ -217,7 +217,7 @@ def test_every_line_is_json_whatever_the_values() -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    event = PgEvent(Origin(op="message", channel="app_events", database="default"), odd)
+    event = made(odd, op="message", channel="app_events")
     said = json.loads(to_line(event), parse_constant=refuse)["payload"]
     assert said == ["nan", "inf", "00", {"1": "{2, 3}"}, "NaN", "P1DT00H00M00S", str(uuid.UUID(int=1))]
 

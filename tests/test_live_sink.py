@@ -11,12 +11,13 @@ import pytest
 from channels.layers import InMemoryChannelLayer, get_channel_layer
 from channels_redis.core import RedisChannelLayer
 
-from pgsignals.event import Origin, PgEvent
+from pgsignals.event import PgEvent
 from pgsignals.live import sink as sink_module
 from pgsignals.live.sink import ChannelsSink, configured_sink
 from pgsignals.live.topics import channel_group, group_of, model_group, model_topic
 from pgsignals.sink import Gap
 
+from .making import made
 from .servers import free_port, redis_server
 
 MEMORY = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
@@ -28,12 +29,11 @@ def layer(settings: Any) -> None:
 
 
 def row(op: str, pk: Any, *changed: str) -> PgEvent:
-    origin = Origin(op=op, channel="pgsignals", database="default", label="shop.order", changed=frozenset(changed))
-    return PgEvent(origin, [pk] if pk is not None else [])
+    return made([pk] if pk is not None else [], op=op, label="shop.order", changed=frozenset(changed))
 
 
 def message(payload: Any) -> PgEvent:
-    return PgEvent(Origin(op="message", channel="app_events", database="default"), payload)
+    return made(payload, op="message", channel="app_events")
 
 
 def gap(cause: str, connected: bool = True) -> Gap:

@@ -224,6 +224,17 @@ def test_what_the_server_does_not_answer_in_time_costs_the_connection() -> None:
         other.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'")
 
 
+def test_an_answer_that_came_while_the_process_stood_still_counts() -> None:
+    async def ask() -> None:
+        listening = await open_one()
+        asyncio.get_running_loop().call_later(0.05, time.sleep, 0.5)
+        assert await listening.ask(sql.SQL("SELECT 1 FROM pg_sleep(0.1)"), 0.2) == [(1,)]
+        assert not listening.lost.done()
+        listening.close()
+
+    asyncio.run(ask())
+
+
 def test_what_is_left_of_the_predecessor_is_ended_and_nobody_else() -> None:
     async def replace() -> None:
         first, stranger = await open_one(), await open_one()

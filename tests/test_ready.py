@@ -21,7 +21,6 @@ from django.db import connection
 from django.test import override_settings
 
 from pgsignals import PgEvent, on_pg_event, publish
-from pgsignals.event import Origin
 from pgsignals.listening.printing import to_line
 from pgsignals.ready import enqueue, invalidate
 from pgsignals.receivers import Registry
@@ -29,6 +28,7 @@ from pgsignals.signals import receiver_failed
 from pgsignals.testing import capture_events
 
 from .declaring.models import Restaurant
+from .making import made
 from .relaying import Box, only_receivers_of_this_test, relaying
 from .shop import models as shop
 from .shop.models import Article, Customer, Line, Order, Page, Token
@@ -101,7 +101,7 @@ def sql(statement: str) -> None:
 
 def made_up(row: Any, op: str = "update", **more: Any) -> PgEvent:
     about = {"op": op, "channel": "pgsignals", "database": "default", "label": "shop.order", "model": Order}
-    return PgEvent(Origin(**{**about, "fields": ("status",), **more}), row)
+    return made(row, **{**about, "fields": ("status",), **more})
 
 
 @pytest.mark.django_db
@@ -274,7 +274,7 @@ def test_clear_clears_nothing_where_the_keys_are_told(caplog: pytest.LogCaptureF
 def test_an_incomplete_event_names_its_own_remedy(caplog: pytest.LogCaptureFixture) -> None:
     """Its key is told, so entries by the key are dropped."""
     fill("order:5")
-    invalidate("order:{pk}", "board:{status}")(made_up([5], incomplete=True, fields=()))
+    invalidate("order:{pk}", "board:{status}")(made_up([5], behind=True, fields=()))
     assert left("order:5") == []
     assert "pgsignals sync" in caplog.text
 

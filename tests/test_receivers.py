@@ -18,9 +18,9 @@ from django.test.utils import isolate_apps, override_settings
 from django.utils.module_loading import autodiscover_modules
 
 from pgsignals import PgEvent, on_pg_event
-from pgsignals.event import Origin
 from pgsignals.receivers import Registry
 
+from .making import made
 from .relaying import only_receivers_of_this_test
 from .shop.models import Article, Customer, Order
 
@@ -32,20 +32,12 @@ def registry() -> Iterator[Registry]:
 
 
 def row(model: type[models.Model], op: str, *changed: str, incomplete: bool = False) -> PgEvent:
-    origin = Origin(
-        op=op,
-        channel="pgsignals",
-        database="default",
-        label=model._meta.label_lower,
-        model=model,
-        changed=frozenset(changed),
-        incomplete=incomplete,
-    )
-    return PgEvent(origin, [1])
+    about = {"label": model._meta.label_lower, "model": model, "changed": frozenset(changed), "behind": incomplete}
+    return made([1], op=op, **about)
 
 
 def message(payload: Any, channel: str = "app_events") -> PgEvent:
-    return PgEvent(Origin(op="message", channel=channel, database="default"), payload)
+    return made(payload, op="message", channel=channel)
 
 
 def ignore(event: PgEvent) -> None:
@@ -361,7 +353,7 @@ def test_wrappers_of_one_function_are_receivers_of_their_own(registry: Registry)
 
     for number in range(3):
         on_pg_event("app_events")(wrapper_of(number))
-    event = PgEvent(Origin(op="message", channel="app_events", database="default"), 1)
+    event = made(1, op="message", channel="app_events")
     for receiver in registry.matching(event):
         receiver.function(event)
     assert calls == [0, 1, 2]
@@ -370,7 +362,7 @@ def test_wrappers_of_one_function_are_receivers_of_their_own(registry: Registry)
 def test_a_receiver_that_comes_while_events_are_matched_hides_no_other(registry: Registry) -> None:
     """A relay in a web process matches in one thread while modules are still imported in another."""
     on_pg_event("app_events")(lambda event: None)
-    event = PgEvent(Origin(op="message", channel="app_events", database="default"), 1)
+    event = made(1, op="message", channel="app_events")
     missed: list[int] = []
     done = threading.Event()
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from .. import conf
-from ..event import PgEvent, together
+from ..event import PgEvent, Source, together
 from ..receivers import Receiver, Registry
 from ..signals import pg_event
 from ..sink import START, Gap
@@ -47,7 +47,8 @@ class Feed:
         self._taken_since: datetime | None = None
         self._batches: dict[Receiver, list[PgEvent]] = defaultdict(list)
         self._limit = conf.get().BATCH
-        self._known: dict[tuple[str, str | None, str], _Matched] = {}
+        self._known: dict[Source, _Matched] = {}
+        """Of those sources of which every event has the same receivers."""
         self._known_for: object = None
 
     def runs(self) -> Iterator[Run]:
@@ -73,12 +74,17 @@ class Feed:
     def _of_events(self, events: Sequence[PgEvent]) -> Iterator[Run]:
         """Neighbours that go to the same receivers make one run."""
         self._forget_what_changed()
-        origin, matched, start = None, None, 0
+        source = statement = matched = None
+        start, settled = 0, False
         for place, event in enumerate(events):
-            if event._origin is origin:
+            # Of one notification; or of one source, where nothing else decides.
+            if event._statement is statement or (settled and event._source is source):
                 continue
-            origin = event._origin
-            found = self._matching(event)
+            source, statement = event._source, event._statement
+            found = self._known.get(source)
+            settled = found is not None
+            if found is None:
+                found = self._match(event)
             if found is not matched:
                 if matched is not None:
                     yield from self._of_matched(matched, events[start:place])
@@ -123,16 +129,6 @@ class Feed:
         """What is wanted in this process has changed."""
         self._known_for = None
 
-    def _matching(self, event: PgEvent) -> _Matched:
-        origin = event._origin
-        place = (origin.op, origin.label, origin.channel)
-        found = self._known.get(place)
-        if found is None:
-            found = self._match(event)
-            if not self._registry.depends_on_more(event):
-                self._known[place] = found
-        return found
-
     def _match(self, event: PgEvent) -> _Matched:
         wanted = [
             receiver
@@ -142,7 +138,10 @@ class Feed:
         each = [receiver for receiver in wanted if not receiver.options.batch]
         if not self._is_async and pg_event.receivers:
             each.insert(0, SIGNAL_PG_EVENT)
-        return _Matched(each, [receiver for receiver in wanted if receiver.options.batch])
+        found = _Matched(each, [receiver for receiver in wanted if receiver.options.batch])
+        if not self._registry.depends_on_more(event):
+            self._known[event._source] = found
+        return found
 
     def _of_gap(self, gap: Gap) -> Iterator[Run]:
         if not self._is_async:
