@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,8 @@ class Buffer:
         """Events that had to give way, since the start."""
         self._database = database
         self._limit = megabytes * 1_000_000
-        self._items: deque[tuple[Item, int, datetime]] = deque()
+        self._items: deque[tuple[Item, int, float]] = deque()
+        """With their sizes, and when they arrived (Unix time)."""
         self._bytes = 0
         self._dropped_before = 0
         self._overflowed = overflowed
@@ -44,7 +46,7 @@ class Buffer:
         """Append; the oldest items give way where there are too many bytes."""
         size += _OVERHEAD * (1 if isinstance(item, Gap) else len(item))
         with self._lock:
-            self._items.append((item, size, datetime.now(UTC)))
+            self._items.append((item, size, time.time()))
             self._bytes += size
             while self._bytes > self._limit and len(self._items) > 1:
                 self._drop_oldest()
@@ -59,7 +61,7 @@ class Buffer:
         gaps = [one for one in (self._overflow, item) if isinstance(one, Gap)]
         self._overflow = Gap(
             self._database,
-            since=min([arrived, *(gap.since for gap in gaps)]),
+            since=min([datetime.fromtimestamp(arrived, UTC), *(gap.since for gap in gaps)]),
             until=datetime.now(UTC),
             cause="overflow",
             connected=any(gap.connected for gap in gaps),
@@ -69,12 +71,12 @@ class Buffer:
     def take(self) -> list[Item]:
         """Everything that waits."""
         with self._lock:
-            items: list[Item] = [item for item, _, _ in self._items]
-            self._items.clear()
+            waiting, self._items = self._items, deque()
             self._bytes = 0
             overflow, self._overflow = self._overflow, None
-            count, self._dropped_before = self.dropped - self._dropped_before, self.dropped
+        items: list[Item] = [item for item, _, _ in waiting]
         if overflow is not None:
+            count, self._dropped_before = self.dropped - self._dropped_before, self.dropped
             cause = f"overflow: {count} events waited longer than the buffer of receivers is big"
             overflow = replace(overflow, cause=cause)
             logger.warning("Events were dropped (%s); receivers of relay_gap are told.", cause)
@@ -95,7 +97,7 @@ class Buffer:
             return sum(len(item) for item, _, _ in self._items if not isinstance(item, Gap))
 
     @property
-    def oldest(self) -> datetime | None:
-        """When the oldest item that waits arrived."""
+    def oldest(self) -> float | None:
+        """When the oldest item that waits arrived, Unix time."""
         with self._lock:
             return self._items[0][2] if self._items else None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 
 from .. import conf
 from ..event import PgEvent, Source, together
@@ -44,7 +44,7 @@ class Feed:
         self._later = 0
         """Events that were taken, and are in no run yet."""
         self._run: Iterator[Argument] = iter(())
-        self._taken_since: datetime | None = None
+        self._taken_since: float | None = None
         self._batches: dict[Receiver, list[PgEvent]] = defaultdict(list)
         self._limit = conf.get().BATCH
         self._known: dict[Source, _Matched] = {}
@@ -68,7 +68,7 @@ class Feed:
     def waiting(self) -> tuple[int, float]:
         """How many events wait, and for how many seconds the oldest has."""
         oldest = self._taken_since or self.buffer.oldest
-        seconds = (datetime.now(UTC) - oldest).total_seconds() if oldest else 0.0
+        seconds = time.time() - oldest if oldest else 0.0
         return self._later + operator.length_hint(self._run) + self.buffer.events, max(seconds, 0.0)
 
     def _of_events(self, events: Sequence[PgEvent]) -> Iterator[Run]:
