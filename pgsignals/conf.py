@@ -57,6 +57,27 @@ class Settings:
     LOCK_TIMEOUT: float = 5.0
     """Seconds that creating a trigger waits for its table's lock before the migration gives up."""
 
+    WAKE_UP: str = "gated"
+    """How writers wake those who read the log: `gated` (of writers that commit at the same time, one rings),
+    `every_commit`, or `poll` (nobody rings, readers look every LOG_POLL seconds; what prepared transactions need).
+    `migrate` puts it into the database."""
+
+    LOG_POLL: float = 1.0
+    """Seconds after which readers look into the log though nobody rang."""
+
+    LOG_KEEP: float = 7 * 86400.0
+    """Seconds for which an event stays in the log, at least; longer where a group has not handled it."""
+
+    LOG_BATCH: int = 1000
+    """Events that a group's worker reads, and with atomic=True commits, at once, at most."""
+
+    LEASE: float = 10.0
+    """Seconds after which another worker takes over what a worker that is not heard of any more had."""
+
+    PARTITIONS: int = 8
+    """Shares into which a new group's keys are divided: as many workers as that can be busy. Fixed when the group's
+    first worker starts."""
+
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "DATABASE": (str,),
@@ -72,7 +93,15 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "CONCURRENCY": (int,),
     "BATCH": (int,),
     "LOCK_TIMEOUT": (int, float),
+    "WAKE_UP": (str,),
+    "LOG_POLL": (int, float),
+    "LOG_KEEP": (int, float),
+    "LOG_BATCH": (int,),
+    "LEASE": (int, float),
+    "PARTITIONS": (int,),
 }
+
+_CHOICES = {"WAKE_UP": ("gated", "every_commit", "poll")}
 
 
 def get() -> Settings:
@@ -112,6 +141,8 @@ def describe_problems(given: dict[str, Any]) -> list[str]:
         elif not isinstance(value, _KINDS[key]) or (isinstance(value, bool)):
             kinds = " or ".join(kind.__name__ for kind in _KINDS[key]).replace("NoneType", "None")
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be of type {kinds}.")
+        elif key in _CHOICES and value not in _CHOICES[key]:
+            found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be one of {', '.join(_CHOICES[key])}.")
         elif isinstance(value, int | float) and not value > 0:  # NaN is not
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be greater than 0.")
         elif isinstance(value, list | tuple) and not all(isinstance(name, str) for name in value):

@@ -107,8 +107,9 @@ def test_a_sync_receiver_that_takes_too_long_is_left_behind_and_the_next_event_i
 
     try:
         with relaying():
-            publish("app_events", 1)
-            publish("app_events", 2)
+            with transaction.atomic():  # so that they come together
+                publish("app_events", 1)
+                publish("app_events", 2)
             (second, its_thread) = box.wait()[0]
             said = failures.wait()[0]
             go_on.set()

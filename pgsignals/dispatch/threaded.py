@@ -41,6 +41,8 @@ class Threaded:
         self._bell = self._ring = _CLOSED
         self._lock = threading.Lock()
         self._runs: Iterator[Run] | None = None
+        self._run: Run | None = None
+        """The one of `_runs` that is being worked off; where its thread is left behind, the next one finishes it."""
         self._running: tuple[Receiver, float, Argument, Token | None] | None = None
         self._left_behind: list[threading.Thread] = []
         self._thread = self._new_thread()
@@ -104,13 +106,16 @@ class Threaded:
 
     def _work_off(self, runs: Iterator[Run]) -> bool:
         """Whether this thread is still the one that works."""
-        for receiver, run in runs:
+        while (run := self._run or next(runs, None)) is not None:
             if self._stopping:
                 return True
+            self._run = run
+            receiver, arguments = run
             if receiver.options.timeout is None and not receiver.options.batch:
-                self._call_each(receiver, run)
-            elif not all(self._call(receiver, argument) for argument in run):
+                self._call_each(receiver, arguments)
+            elif not all(self._call(receiver, argument) for argument in arguments):
                 return False
+            self._run = None
         self._runs = None
         return True
 
