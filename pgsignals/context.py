@@ -265,6 +265,12 @@ def deferred(ask: Callable[[], Mapping[str, Any]], sign: Callable[[], object] = 
         _leave()
 
 
+def current_text() -> str:
+    """What is in force here, as JSON; empty where nothing is."""
+    frame = _active.get()
+    return frame.text(load=True) if frame else ""
+
+
 class Courier:
     """Brings the context to PostgreSQL, in front of a connection's statements. One for each connection.
 

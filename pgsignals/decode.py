@@ -5,6 +5,7 @@ What a label means is worked out once and kept; decoding a row then makes one sl
 
 from __future__ import annotations
 
+from datetime import datetime
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,15 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 
 from . import values, wire
-from .event import MESSAGE, TRUNCATE, PgEvent, Reader, Source, Statement
+from .event import MESSAGE, TRUNCATE, LogEvent, PgEvent, Reader, Source, Statement
 
 if TYPE_CHECKING:
     from django.db.models import Model
+
+LogRow = tuple[int, int | str, datetime, str, str, str, str]
+"""id, xid, at, source, key, head and body of a row of the log."""
+
+_MOST_HEADS = 1000
 
 _TRUNCATE = wire.OPERATION_CODES[TRUNCATE]
 
@@ -37,6 +43,8 @@ class Decoder:
         self._models: dict[type[Model], _ModelReaders] = {}
         self._sources: dict[tuple[str, str, str], Source] = {}
         """By label, operation's code, and channel."""
+        self._heads: dict[tuple[str, str], tuple[Source, Statement]] = {}
+        """Of the log's rows: most of those that are read together share theirs."""
 
     def decode(self, channel: str, payload: str | bytes) -> list[PgEvent]:
         """The events of one notification.
@@ -51,8 +59,37 @@ class Decoder:
             return self._rows(channel, wire.read_rows(document))
         return [PgEvent(self._of_messages(channel), Statement(), document)]
 
+    def logged(self, row: LogRow, group: str | None = None) -> LogEvent:
+        """The event of a row of the log, read by a group or by nobody in particular.
+
+        Raises as `decode` does.
+        """
+        number, writer, moment, source, key, head, body = row
+        known = self._heads.get((head, source))
+        if known is None:
+            known = self._head(head, source)
+        try:
+            said, ordered_by = wire.parse_body(body), wire.parse_body(key)
+        except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors too
+            raise wire.WireError(f"the log's row {number} cannot be read ({error})") from None
+        return LogEvent(*known, said, number=number, writer=int(writer), moment=moment, raw_key=ordered_by, group=group)
+
+    def _head(self, text: str, source: str) -> tuple[Source, Statement]:
+        parsed = wire.parse_head(text)
+        if parsed.code == "m":
+            found = self._of_messages(source)
+        else:
+            channel, label = parsed.channel or wire.CHANNEL, parsed.label or ""
+            found = self._sources.get((label, parsed.code, channel)) or self._source(channel, label, parsed.code)
+        if len(self._heads) >= _MOST_HEADS:
+            self._heads.clear()
+        self._heads[text, source] = found, parsed
+        return found, parsed
+
     def _rows(self, channel: str, parsed: wire.RowsPayload) -> list[PgEvent]:
-        source = self._sources.get((parsed.label, parsed.code, channel)) or self._source(channel, parsed)
+        source = self._sources.get((parsed.label, parsed.code, channel)) or self._source(
+            channel, parsed.label, parsed.code
+        )
         if parsed.code == _TRUNCATE:  # one event about the table
             return [PgEvent(source, parsed, [])]
         rows = parsed.rows
@@ -63,14 +100,14 @@ class Decoder:
             else list(map(PgEvent, repeat(source), repeat(parsed), rows))
         )
 
-    def _source(self, channel: str, parsed: wire.RowsPayload) -> Source:
-        known = self._known(parsed.label)
+    def _source(self, channel: str, given: str, code: str) -> Source:
+        known = self._known(given)
         # Django finds a model by many spellings; only its own is kept, so that nobody can fill our memory.
         label = known.model._meta.label_lower
-        key = (label, parsed.code, channel)
+        key = (label, code, channel)
         if key not in self._sources:
             self._sources[key] = Source(
-                op=wire.OPERATIONS[parsed.code],
+                op=wire.OPERATIONS[code],
                 channel=channel,
                 database=self.database,
                 label=label,

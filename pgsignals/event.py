@@ -251,7 +251,7 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
         """Whether the trigger was behind its table, so that it could not say which fields changed, or to what."""
         return bool(self._statement.behind) or self._statement.changed is None
 
-    # What later versions fill: part of the interface from the start, so that receivers need no change.
+    # Of durable events.
 
     @property
     def id(self) -> int | None:
@@ -260,7 +260,7 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
 
     @property
     def key(self) -> Any:
-        """What events are ordered by: the primary key. None for a message."""
+        """What events are ordered by: the primary key, or what the declaration or the message named."""
         return self.pk
 
     @property
@@ -324,9 +324,11 @@ class PgEvent(msgspec.Struct, frozen=True, eq=False, gc=False):
     def as_dict(self) -> dict[str, Any]:
         """The event's public keys and values in a fixed order, the model as its label, empty ones left out."""
         everything: dict[str, Any] = {
+            "id": self.id,
             "op": self.op,
             "model": self.label,
             "pk": self.pk,
+            "key": None if self.id is None else self.key,
             "changed": sorted(self.changed),
             "old": None if self.old is None else dict(self.old),
             "new": None if self.new is None else dict(self.new),
@@ -393,3 +395,69 @@ def together(events: Iterable[PgEvent]) -> list[PgEvent]:
     events = list(events)
     instances = _Instances(events)
     return [PgEvent(event._source, event._statement, event._row, {"batch": instances}) for event in events]
+
+
+class LogEvent(PgEvent, frozen=True, eq=False, gc=False, kw_only=True):
+    """An event that was read from the log. To receivers it is a PgEvent."""
+
+    number: int
+    """Its id."""
+    writer: int
+    moment: datetime
+    raw_key: Any
+    group: str | None = None
+    """The group that handles it; None for receivers without one."""
+
+    @property
+    def id(self) -> int:
+        """The event's number in the log: the same in every group and at every attempt."""
+        return self.number
+
+    @property
+    def key(self) -> Any:
+        """What events are ordered by, as it was stored: the primary key's raw value where nothing else was named."""
+        return self.raw_key
+
+    @property
+    def at(self) -> datetime:
+        """When it was written, by the database's clock, aware."""
+        return self.moment
+
+    @property
+    def transaction(self) -> int:
+        """The id of the writing transaction (xid8)."""
+        return self.writer
+
+    @property
+    def truncated(self) -> bool:
+        """Never: the log has room for every row."""
+        return False
+
+    @property
+    def raw(self) -> Any:
+        """What the log holds of the row: a dict with `old` and `new`, by field names; by columns' where `incomplete`
+        because the trigger was behind its table. A message's payload."""
+        if self._source.op == MESSAGE or isinstance(self._row, dict):
+            return self._row
+        sides = {"old": self.old, "new": self.new}
+        return {name: values.raw for name, values in sides.items() if values is not None}
+
+    def _read_pk(self) -> Any:
+        if isinstance(self._row, dict):
+            return self._raw_column()
+        return PgEvent._read_pk(self)
+
+    def _raw_column(self) -> Any:
+        """The key of a row that was stored as it was, as far as it can be told."""
+        columns = self._row.get("new") or self._row.get("old") or {}
+        fields = self.model._meta.pk_fields if self.model is not None else ()
+        found = [field.to_python(columns.get(field.column)) for field in fields]
+        return found[0] if len(found) == 1 else tuple(found) or None
+
+    @property
+    def raw_pk(self) -> Any:
+        """The primary key as it was stored."""
+        return self.raw_key if isinstance(self._row, dict) else PgEvent.raw_pk.fget(self)  # type: ignore[attr-defined]
+
+    def _values(self, places: dict[str, int]) -> Values | None:
+        return None if isinstance(self._row, dict) else PgEvent._values(self, places)

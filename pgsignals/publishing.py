@@ -6,15 +6,18 @@ A fast message is a plain `NOTIFY channel, 'json'`: psql and every other client 
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from asgiref.sync import sync_to_async
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections
-from django.db.utils import NotSupportedError
+from django.db.utils import NotSupportedError, ProgrammingError
 
 from . import conf, wire
+from .context import current_text
+from .tables import PUBLISH
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,26 +41,56 @@ def publish(
     Dates, decimals, UUIDs and lazy strings become text as DjangoJSONEncoder makes them. Whoever listens at the
     commit receives it, nobody later. Equal messages of one transaction arrive once: PostgreSQL folds them.
 
-    `using` is the alias of the database; PGSIGNALS["DATABASE"] by default.
+    durable: append it to the log instead, where groups find it; of any size, and never folded.
+    key: of a durable message, what orders it: messages of a channel with equal keys are handled one after the other.
+    delay: a timedelta, for which a durable message waits after the commit before it is appended.
+    using: the alias of the database; PGSIGNALS["DATABASE"] by default.
 
     Raises PublishError where the channel's name is empty or longer than 63 bytes, is pgsignals' own, or where the
-    payload is not JSON or is 8,000 bytes or longer; NotSupportedError on a database that is not PostgreSQL.
-    `durable`, `key` and `delay` need the log, which this version does not have: NotImplementedError.
+    payload is not JSON or, unless durable, is 8,000 bytes or longer; TypeError for a key or a delay that is not
+    durable; NotSupportedError on a database that is not PostgreSQL.
     """
-    _refuse_later(durable=durable, key=key, delay=delay)
+    if not durable and (key is not None or delay is not None):
+        raise TypeError(f"publish({channel!r}): key and delay need durable=True.")
     check_channel(channel)
-    text = to_json(channel, payload)
+    text = to_json(channel, payload, None if durable else wire.MAX_PAYLOAD)
     connection = connections[using or conf.get().DATABASE]
     if connection.vendor != "postgresql":
         raise NotSupportedError(
             f"publish() needs PostgreSQL, and the database {connection.alias!r} is {connection.display_name}. "
             "Name another alias with using=, or in settings.PGSIGNALS['DATABASE']."
         )
+    if durable:
+        _append(connection, channel, text, key, delay)
+        return
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_catalog.pg_notify(%s, %s)", [channel, text])
         if connection in captured:
             cursor.execute(_CAPTURE, [_unit(connection), channel, text])
 
+
+def _append(connection: BaseDatabaseWrapper, channel: str, text: str, key: Any, delay: Any) -> None:
+    if delay is not None and not isinstance(delay, timedelta):
+        raise TypeError(f"publish({channel!r}): delay is {delay!r}, and must be a timedelta.")
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"SELECT {PUBLISH}(%s, %s, %s, %s, %s)",  # noqa: S608 - a name of ours
+                [channel, text, to_json(channel, key, _MAX_KEY), current_text(), delay],
+            )
+    except ProgrammingError as error:
+        if getattr(error.__cause__, "sqlstate", "") != _UNDEFINED_FUNCTION:
+            raise
+        raise PublishError(
+            f"The database {connection.alias!r} has no log to put a durable message into. Run "
+            f'"manage.py migrate --database {connection.alias}".'
+        ) from error
+
+
+_MAX_KEY = 2000
+"""Bytes of a key as JSON: it stands in an index."""
+
+_UNDEFINED_FUNCTION = "42883"
 
 captured: WeakSet[BaseDatabaseWrapper] = WeakSet()
 """The connections whose messages pgsignals.testing reads."""
@@ -112,27 +145,23 @@ def check_channel(channel: str) -> None:
         raise PublishError(f"The channel {channel!r} carries pgsignals' own row events. Choose another name.")
 
 
-def to_json(channel: str, payload: Any) -> str:
-    """The payload as it travels. Raises PublishError where it is not JSON, or too big."""
+def to_json(channel: str, payload: Any, limit: int | None = wire.MAX_PAYLOAD) -> str:
+    """The payload as it travels, or a key. Raises PublishError where it is not JSON, or too big."""
     try:
         # NaN and infinity are no JSON, whatever Python writes.
         text = json.dumps(payload, cls=DjangoJSONEncoder, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         size = len(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise PublishError(f"The payload for {channel!r} cannot be written as JSON: {error}.") from error
-    if size > wire.MAX_PAYLOAD:
+    if limit is not None and size > limit:
+        if limit == _MAX_KEY:
+            raise PublishError(f"The key for {channel!r} has {size} bytes; {limit} are allowed.")
         raise PublishError(
             f"The payload for {channel!r} has {size} bytes; PostgreSQL allows {wire.MAX_PAYLOAD}. "
-            "Send a key, and let the receiver fetch the rest."
+            "Send a key, and let the receiver fetch the rest; or give durable=True."
         )
     try:
         wire.parse_json(text)
     except wire.WireError as error:
         raise PublishError(f"The payload for {channel!r} could not be read by a listener: {error}.") from error
     return text
-
-
-def _refuse_later(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if value is not None and value is not False:
-            raise NotImplementedError(f"publish({name}={value!r}) needs the log, which this version does not have yet.")

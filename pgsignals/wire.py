@@ -95,6 +95,38 @@ class RowsPayload(Statement, frozen=True, eq=False, gc=False, kw_only=True):
     behind: bool | int = msgspec.field(name="i", default=False)
 
 
+class LogHead(Statement, frozen=True, eq=False, gc=False, kw_only=True):
+    """What the log holds of an event besides its row."""
+
+    version: int = msgspec.field(name="v")
+    declaration: str = msgspec.field(name="d", default="")
+    schema: str | None = msgspec.field(name="s", default=None)
+    label: str | None = msgspec.field(name="m", default=None)
+    channel: str | None = msgspec.field(name="ch", default=None)
+    code: Literal["i", "u", "d", "t", "m"] = msgspec.field(name="o", default="m")
+    fields: tuple[str, ...] = msgspec.field(name="f", default=())
+    changed: frozenset[str] | None = msgspec.field(name="c", default=NOTHING)
+    context: dict[str, Any] = msgspec.field(name="k", default_factory=dict)
+    behind: bool | int = msgspec.field(name="i", default=False)
+
+
+_decode_head = msgspec.json.Decoder(LogHead).decode
+
+
+def parse_head(text: str) -> LogHead:
+    """Read the head of a log row. Raises WireError, or UnknownVersion for one that a newer pgsignals wrote."""
+    try:
+        head = _decode_head(text)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise _fault(parse_json(text), error) from None
+    if head.version != VERSION:
+        raise _version_error(head.version)
+    return head
+
+
+parse_body = msgspec.json.Decoder().decode
+"""Read the row, or the payload, of a log row. Only our functions write there."""
+
 _decode = msgspec.json.Decoder(RowsPayload).decode
 
 

@@ -33,6 +33,7 @@ INSTALLED_APPS = [
     "pgsignals",
     "tests.shop",
     "tests.declaring",
+    "tests.ledger",
     "tests.kinds.apps.KindsConfig",
 ]
 MIDDLEWARE = [

@@ -26,8 +26,6 @@ MAX_NAME = 49
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*", re.IGNORECASE)
 
-_LATER: dict[str, Any] = {"durable": False, "key": None}
-
 
 class Notify(BaseConstraint):
     """Announce a model's changes: `class Meta: constraints = [Notify(name="flight_events", fields=["status"])]`.
@@ -45,16 +43,20 @@ class Notify(BaseConstraint):
         It cannot look into other tables.
     channel: the PostgreSQL channel on which the events travel, where other clients shall listen to these alone. Every
         relay listens to it.
+    durable: each event is appended to the log, in the writer's transaction, and NOTIFY only wakes who reads there.
+        Groups (`@on_pg_event(..., group="billing")`) handle each event once; plain receivers get it too.
+    key: of a durable declaration, the name of the field whose value orders events: those of a key are handled one
+        after the other. The primary key by default.
 
     A foreign key goes by its field's name or its column's (`customer` or `customer_id`).
 
     Raises ValueError or TypeError for what can never do. Whether the fields exist, and what `when` asks, is for
-    `manage.py check`. `durable` and `key` belong to later versions and raise NotImplementedError.
+    `manage.py check`.
     """
 
     # Changing these changes the function only. Django then writes an AlterConstraint, which touches no table, and
     # after `migrate` the function is replaced, which takes no lock on the table (sync.py).
-    non_db_attrs = (*BaseConstraint.non_db_attrs, "fields", "exclude", "watch", "when", "channel")
+    non_db_attrs = (*BaseConstraint.non_db_attrs, "fields", "exclude", "watch", "when", "channel", "durable", "key")
 
     def __init__(
         self,
@@ -79,14 +81,15 @@ class Notify(BaseConstraint):
         self.watch = _names(name, "watch", watch)
         self.when = _condition(name, when)
         self.channel = _channel(name, channel)
-        _refuse_later(name, durable=durable, key=key)
+        self.durable = bool(durable)
+        self.key = _key(name, key, self.durable)
 
     def deconstruct(self) -> tuple[str, tuple[()], dict[str, Any]]:
         """As Django asks: the path, and the arguments that make an equal declaration."""
         keywords: dict[str, Any] = _Keywords(name=self.name)
         if self.on != OPERATIONS:
             keywords["on"] = self.on
-        for argument in ("fields", "exclude", "watch", "when", "channel"):
+        for argument in ("fields", "exclude", "watch", "when", "channel", "durable", "key"):
             if value := getattr(self, argument):
                 keywords[argument] = value
         return ("pgsignals.Notify", (), keywords)
@@ -104,6 +107,8 @@ class Notify(BaseConstraint):
             names = getattr(self, argument)
             if names != ALL:
                 setattr(renamed, argument, tuple(new if name == old else name for name in names))
+        if renamed.key == old:
+            renamed.key = new
         return renamed
 
     def __eq__(self, other: object) -> bool:
@@ -204,10 +209,12 @@ def _channel(name: str, channel: str | None) -> str | None:
     return channel
 
 
-def _refuse_later(name: str, **arguments: Any) -> None:
-    for argument, value in arguments.items():
-        if value != _LATER[argument]:
-            raise NotImplementedError(f"Notify {name!r}: {argument}={value!r} is not in this version of pgsignals yet.")
+def _key(name: str, key: str | None, durable: bool) -> str | None:
+    if key is not None and not isinstance(key, str):
+        raise TypeError(f"Notify {name!r}: key is {key!r}, and must be the name of a field.")
+    if key is not None and not durable:
+        raise ValueError(f"Notify {name!r}: key={key!r} orders the events of the log, so it needs durable=True.")
+    return key
 
 
 class _Keywords(dict[str, Any]):

@@ -11,7 +11,7 @@ from django.db.backends.ddl_references import Statement, Table
 
 from .. import conf, wire
 from ..event import DELETE, INSERT, TRUNCATE, UPDATE
-from . import function
+from . import appending, function
 from .rows import NEW_ROWS, OLD_ROWS, literal
 
 if TYPE_CHECKING:
@@ -156,6 +156,9 @@ def fingerprint(declaration: Notify, model: type[Model], connection: BaseDatabas
 
 def _definition(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
     settings = function.settings(declaration, model, connection)
+    if declaration.durable:
+        # Who may write the table needs no rights on the log.
+        return f"SECURITY DEFINER {settings} AS {_dollars(appending.body(declaration, model, connection))}"
     return f"{settings} AS {_dollars(function.body(declaration, model, connection))}"
 
 

@@ -1,0 +1,159 @@
+"""Reading the log by snapshots.
+
+A position says which transactions have been read: all that were over at a snapshot. What comes next is what is over at
+a newer snapshot and was not at the older one. That misses nothing, whenever transactions commit that began earlier,
+and waits for none. (To go by `id > the last one seen` would miss all that commits out of order.)
+
+A window, from one snapshot to the next, is read in pieces by id, so that events of a key come in the order of their
+writes: whoever writes a row holds its lock, so ids of a row's events rise with its transactions.
+
+Two scans of indexes find a window's rows, whatever its size and the log's:
+- those of transactions that began after the older snapshot. Their ids are above the *floor*, where the ids stood
+  before that snapshot was taken, and below the *ceiling*, where they stood after the newer one was;
+- those of transactions that were running at the older snapshot, of which there are few.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psycopg
+from django.db import connections
+
+from ..decode import LogRow
+from ..tables import IDS, LOG
+
+BEGINNING = "1:1:"
+"""The snapshot at which nothing was over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far somebody has read: all of `since`, and of the window up to `until` the ids up to `last_id`."""
+
+    since: str
+    since_floor: int
+    until: str
+    until_floor: int
+    until_ceiling: int
+    last_id: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the window has been read to its end."""
+        return self.since == self.until
+
+    def done(self) -> Position:
+        """At the end of the window."""
+        return Position(self.until, self.until_floor, self.until, self.until_floor, self.until_ceiling)
+
+    def at(self, last_id: int) -> Position:
+        """Further within the window."""
+        return replace(self, last_id=last_id)
+
+    def opened(self, horizon: Horizon) -> Position:
+        """With a window up to a horizon. The position must be done."""
+        return Position(self.since, self.since_floor, horizon.snapshot, horizon.floor, horizon.ceiling)
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """A snapshot, with where the ids stood before and after it."""
+
+    snapshot: str
+    floor: int
+    ceiling: int
+
+    def position(self) -> Position:
+        """That of whoever begins now."""
+        return Position(self.snapshot, self.floor, self.snapshot, self.floor, self.ceiling)
+
+
+_LAST = f"(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {IDS})"
+FLOOR = f"SELECT {_LAST}"
+# A statement's snapshot is taken before anything in it is evaluated.
+SNAPSHOT = f"SELECT pg_current_snapshot()::text, {_LAST}"
+
+
+def beginning(horizon: Horizon) -> Position:
+    """The position of whoever is to read all that the log has."""
+    return Position(BEGINNING, 0, horizon.snapshot, horizon.floor, horizon.ceiling)
+
+
+def horizon(connection: psycopg.Connection[Any]) -> Horizon:
+    """Now. The connection is in autocommit: each statement takes its own snapshot."""
+    floor = connection.execute(FLOOR).fetchone()
+    row = connection.execute(SNAPSHOT).fetchone()
+    assert floor is not None
+    assert row is not None
+    return Horizon(row[0], floor[0], row[1])
+
+
+Row = tuple[int, str, Any, str, str, str, str, int]
+"""A LogRow, and its slot."""
+
+_COLUMNS = "id, xid::text, at, source, key, head, body, slot"
+
+_READ = f"""
+(
+    SELECT {_COLUMNS} FROM {LOG}
+    WHERE id > greatest(%(floor)s, %(last)s) AND id <= %(ceiling)s AND xid >= pg_snapshot_xmax(%(since)s::pg_snapshot)
+        AND pg_visible_in_snapshot(xid, %(until)s::pg_snapshot){{slots}}
+    ORDER BY id LIMIT %(limit)s
+) UNION ALL (
+    SELECT late.* FROM pg_snapshot_xip(%(since)s::pg_snapshot) AS running (xid), LATERAL (
+        SELECT {_COLUMNS} FROM {LOG}
+        WHERE {LOG}.xid = running.xid AND id > %(last)s{{slots}} ORDER BY id LIMIT %(limit)s
+    ) AS late WHERE pg_visible_in_snapshot(running.xid, %(until)s::pg_snapshot)
+) ORDER BY id LIMIT %(limit)s
+"""
+_ALL = _READ.format(slots="")
+_SOME = _READ.format(slots=" AND slot %% %(partitions)s = ANY (%(numbers)s)")
+
+
+def query(
+    position: Position, limit: int, partitions: int = 1, numbers: Sequence[int] = (0,)
+) -> tuple[str, dict[str, Any]]:
+    """The query for the next rows of an open window, of some partitions; of all where they are as many."""
+    arguments: dict[str, Any] = {
+        "since": position.since,
+        "until": position.until,
+        "floor": position.since_floor,
+        "ceiling": position.until_ceiling,
+        "last": position.last_id,
+        "limit": limit,
+    }
+    if len(numbers) == partitions:
+        return _ALL, arguments
+    return _SOME, {**arguments, "partitions": partitions, "numbers": list(numbers)}
+
+
+def as_log_row(row: Row) -> LogRow:
+    """Without the slot."""
+    return row[:7]
+
+
+def connect(database: str, name: str) -> psycopg.Connection[Any]:
+    """A connection of our own to where Django's alias points, in autocommit. Raises psycopg.Error."""
+    wrapper = connections[database]
+    given: dict[str, Any] = dict(wrapper.get_connection_params())
+    for ours in ("cursor_factory", "context"):
+        given.pop(ours, None)
+    # As Django has it: off unless asked for, because a pooler in transaction mode cannot have prepared statements.
+    threshold = given.pop("prepare_threshold", None)
+    own = given.get("application_name")
+    given["application_name"] = f"{name} {own}" if own else name
+    connection = psycopg.connect(**given, autocommit=True)
+    connection.prepare_threshold = threshold
+    return connection
+
+
+def unique_name(kind: str) -> str:
+    """Of a worker: where it runs, and which one it is."""
+
+    return f"{socket.gethostname()[:60]}:{os.getpid()}:{kind[:60]}:{uuid.uuid4().hex[:8]}"

@@ -1,0 +1,88 @@
+"""What durable declarations and messages leave in the log."""
+
+from __future__ import annotations
+
+import pytest
+from django.db import connection, transaction
+
+import pgsignals
+from pgsignals import PgEvent, publish
+from pgsignals.decode import Decoder
+from pgsignals.models import LogEntry
+
+from .ledger.models import Account, Entry
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def logged() -> list[PgEvent]:
+    decoder = Decoder("default")
+    rows = LogEntry.objects.order_by("pk").values_list("pk", "xid", "at", "source", "key", "head", "body")
+    return [decoder.logged(row) for row in rows]
+
+
+def test_a_row_that_is_written_is_in_the_log_with_all_that_a_receiver_asks_for() -> None:
+    with transaction.atomic(), pgsignals.context(actor=7):
+        one = Account.objects.create(owner="ada", balance=5)
+        one.balance = 6
+        one.save()
+        one.delete()
+    inserted, updated, deleted = logged()
+    assert (inserted.op, inserted.pk, dict(inserted.new)) == (
+        "insert",
+        1 if inserted.pk == 1 else inserted.pk,
+        {"id": inserted.pk, "owner": "ada", "balance": 5, "note": ""},
+    )
+    assert updated.changed == {"balance"}
+    assert (updated.old["balance"], updated.new["balance"]) == (5, 6)
+    assert (deleted.op, deleted.old["balance"], deleted.new) == ("delete", 6, None)
+    assert inserted.id < updated.id < deleted.id
+    assert inserted.transaction == updated.transaction
+    assert updated.context == {"actor": 7}
+    assert updated.key == inserted.pk
+
+
+def test_a_bulk_statement_leaves_a_row_for_each_of_its_rows() -> None:
+    Account.objects.bulk_create(Account(owner=str(number)) for number in range(50))
+    Account.objects.update(balance=3)
+    events = logged()
+    assert [event.op for event in events] == ["insert"] * 50 + ["update"] * 50
+    assert sum(LogEntry.objects.values_list("rings", flat=True)) == 2
+
+
+def test_a_key_of_the_declaration_orders() -> None:
+    account = Account.objects.create()
+    Entry.objects.create(account=account, amount=4)
+    entry = logged()[-1]
+    assert (entry.key, entry.new["amount"]) == (account.pk, 4)
+
+
+def test_a_changed_key_is_a_delete_and_an_insert() -> None:
+    account = Account.objects.create(owner="x")
+    Account.objects.filter(pk=account.pk).update(id=900_000)
+    assert sorted((event.op, event.pk) for event in logged()[1:]) == [("delete", account.pk), ("insert", 900_000)]
+
+
+def test_a_message_is_appended_with_its_key() -> None:
+    with pgsignals.context(actor=1):
+        publish("app_events", {"type": "user.created", "text": "x" * 10_000}, durable=True, key="k")
+    (message,) = logged()
+    assert (message.op, message.channel, message.key, message.context) == ("message", "app_events", "k", {"actor": 1})
+    assert message.payload["type"] == "user.created"
+
+
+def test_a_column_dropped_by_hand_fails_no_write_and_the_whole_row_is_stored() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE ledger_account DROP COLUMN note")
+        try:
+            cursor.execute("INSERT INTO ledger_account (owner, balance) VALUES ('raw', 8)")
+            cursor.execute("UPDATE ledger_account SET balance = 9")
+            cursor.execute("DELETE FROM ledger_account")
+        finally:
+            cursor.execute("ALTER TABLE ledger_account ADD COLUMN note text NOT NULL DEFAULT ''")
+    inserted, updated, deleted = logged()
+    assert inserted.incomplete
+    assert inserted.raw["new"]["balance"] == 8
+    assert inserted.pk == inserted.raw["new"]["id"]
+    assert (updated.raw["old"]["balance"], updated.raw["new"]["balance"]) == (8, 9)
+    assert deleted.raw["old"]["owner"] == "raw"
