@@ -394,7 +394,7 @@ def together(events: Iterable[PgEvent]) -> list[PgEvent]:
     """The same events as one batch: `instance()` of the first loads the rows of all."""
     events = list(events)
     instances = _Instances(events)
-    return [PgEvent(event._source, event._statement, event._row, {"batch": instances}) for event in events]
+    return [msgspec.structs.replace(event, _converted={"batch": instances}) for event in events]
 
 
 class LogEvent(PgEvent, frozen=True, eq=False, gc=False, kw_only=True):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from .tables import DEAD, DELAYED, GROUP, IDENTITY, LOG, PARKED, PARTITION, PROCESSED, WORKER
 
+if TYPE_CHECKING:
+    _Integer = models.BigIntegerField[int, int]
+    _Text = models.TextField[str, str]
+else:
+    _Integer, _Text = models.BigIntegerField, models.TextField
 
-class TransactionField(models.BigIntegerField):
+
+class TransactionField(_Integer):
     """A transaction's id (xid8), which PostgreSQL gives as text."""
 
     def db_type(self, connection: Any) -> str:
@@ -26,7 +32,7 @@ class TransactionField(models.BigIntegerField):
         return None if value is None else int(value)
 
 
-class SnapshotField(models.TextField):
+class SnapshotField(_Text):
     """Which transactions were over at a moment (pg_snapshot)."""
 
     def db_type(self, connection: Any) -> str:

@@ -72,11 +72,12 @@ def publish(
 def _append(connection: BaseDatabaseWrapper, channel: str, text: str, key: Any, delay: Any) -> None:
     if delay is not None and not isinstance(delay, timedelta):
         raise TypeError(f"publish({channel!r}): delay is {delay!r}, and must be a timedelta.")
+    given: list[Any] = [channel, text, to_json(channel, key, _MAX_KEY), current_text(), delay]
     try:
         with connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT {PUBLISH}(%s, %s, %s, %s, %s)",  # noqa: S608 - a name of ours
-                [channel, text, to_json(channel, key, _MAX_KEY), current_text(), delay],
+                f"SELECT {PUBLISH}(%s, %s, %s, %s, %s)",
+                given,
             )
     except ProgrammingError as error:
         if getattr(error.__cause__, "sqlstate", "") != _UNDEFINED_FUNCTION:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from django.db.models import Model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+MAX_ATTEMPTS = 10
+"""Of a durable event, where its receivers say nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,18 @@ class Options:
     """With a list of the events that came together."""
     timeout: float | None = None
     """Seconds after which a call counts as failed."""
+    group: str | None = None
+    """Which consumer of the log calls it; None for whoever listens."""
+    atomic: bool = False
+    """Whether the group's position commits together with what its receivers write."""
+    start: str = "now"
+    """Where a new group begins: `now`, or at the log's `beginning`."""
+    max_attempts: int = MAX_ATTEMPTS
+    """Of a durable event, until it is a dead letter."""
 
     def __str__(self) -> str:
-        said = [name for name in ("everywhere", "once", "batch") if getattr(self, name)]
+        said = [f"group: {self.group}"] if self.group else []
+        said += [name for name in ("everywhere", "once", "batch", "atomic") if getattr(self, name)]
         return ", ".join([*said, *([f"timeout: {self.timeout:g} s"] if self.timeout else [])])
 
 
@@ -143,7 +157,7 @@ def name_of(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-_OPTIONS = ("everywhere", "once", "batch", "timeout")
+_OPTIONS = ("everywhere", "once", "batch", "timeout", "group", "atomic", "start", "max_attempts")
 
 Matches = list[tuple[Receiver, tuple[Condition, ...] | None]]
 """Receivers with the conditions that an event must still meet; None where nothing is left to meet."""
@@ -212,6 +226,14 @@ class Registry:
     def _changed(self) -> None:
         self._tables = None
         self.version += 1
+
+    def groups(self) -> dict[str, Options]:
+        """The groups that receivers name, with the options of the first receiver of each."""
+        found: dict[str, Options] = {}
+        for receiver in self:
+            if receiver.options.group is not None:
+                found.setdefault(receiver.options.group, receiver.options)
+        return found
 
     def channels(self) -> set[str]:
         """The channels that receivers name."""
@@ -308,7 +330,7 @@ def on_pg_event(
     atomic: bool = False,
     start: str = "now",
     key: str | None = None,
-    max_attempts: int | None = None,
+    max_attempts: int = MAX_ATTEMPTS,
     timeout: float | None = None,
 ) -> Callable[[Function], Function]:
     """Call the decorated function, sync or async, with each PgEvent that fits.
@@ -326,21 +348,28 @@ def on_pg_event(
         of them then loads the rows of all, with one query.
     timeout: seconds after which a call counts as failed. An asynchronous one is cancelled. A synchronous one cannot be
         ended: it is left behind in its thread, and the next event is handled in a new one.
+    group: the name of a consumer of the log. The events of durable declarations and messages then come once for each
+        group, whatever process runs it, also those that were written while nobody ran; a receiver that raises is
+        tried again. See docs/durable.md.
+    atomic: of a group: what its receivers write through Django's connection to the log's database commits together
+        with the group's position, so it is done exactly once. For synchronous receivers.
+    start: of a group that is new: `now`, or the log's `beginning`.
+    max_attempts: of a group's receiver, until an event that fails becomes a dead letter.
 
     Decorators can be stacked: the function is called once for an event that meets any of them.
 
-    Raises ValueError or TypeError for what can never fit. The other arguments belong to later versions and raise
+    Raises ValueError or TypeError for what can never fit. `key` belongs to a later version and raises
     NotImplementedError. A model without a declaration and an unknown field are found by `manage.py check`.
     """
-    _refuse_later(group=group, atomic=atomic, key=key, max_attempts=max_attempts)
-    if start != "now":
-        raise NotImplementedError(f"on_pg_event(start={start!r}) needs the log, which this version does not have yet.")
+    _refuse_later(key=key)
     condition = _condition(source, ops, model, changed, type)
     options = _options(everywhere, once, batch, timeout)
+    options = _of_group(options, group, atomic, start, max_attempts)
 
     def register(function: Function) -> Function:
         if not callable(function):
             raise TypeError(f"@on_pg_event decorates a function, and not {function!r}.")
+        _check_kind(function, options)
         registry.add(function, condition, options)
         return function
 
@@ -374,6 +403,41 @@ def _options(everywhere: bool, once: bool, batch: bool, timeout: float | None) -
     if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0):
         raise ValueError(f"on_pg_event(timeout={timeout!r}): seconds are meant, more than 0.")
     return Options(everywhere, once, batch, timeout)
+
+
+def _of_group(options: Options, group: str | None, atomic: bool, start: str, max_attempts: int) -> Options:
+    if start not in ("now", "beginning"):
+        raise ValueError(f"on_pg_event(start={start!r}): a group starts at 'now' or at the log's 'beginning'.")
+    if not isinstance(max_attempts, int) or isinstance(max_attempts, bool) or max_attempts < 1:
+        raise ValueError(f"on_pg_event(max_attempts={max_attempts!r}): a number is meant, at least 1.")
+    if group is None:
+        if atomic or start != "now" or max_attempts != MAX_ATTEMPTS:
+            raise TypeError("on_pg_event: atomic, start and max_attempts are of a group's receivers; name group=.")
+        return options
+    if not isinstance(group, str) or not _GROUP.fullmatch(group):
+        raise ValueError(
+            f"on_pg_event(group={group!r}): a group's name is 1 to 100 letters, digits, dots, dashes and underscores."
+        )
+    if options.everywhere or options.once:
+        raise TypeError(
+            f"on_pg_event(group={group!r}): a group has each event once, so neither everywhere nor once fit."
+        )
+    return replace(options, group=group, atomic=atomic, start=start, max_attempts=max_attempts)
+
+
+_GROUP = re.compile(r"[\w.-]{1,100}")
+
+
+def _check_kind(function: Callable[..., Any], options: Options) -> None:
+    if options.group is None:
+        return
+    if options.atomic and _is_async(function):
+        raise TypeError(f"{name_of(function)}: a receiver of an atomic group cannot be a coroutine function.")
+    if options.timeout is not None and not _is_async(function):
+        raise TypeError(
+            f"{name_of(function)}: timeout fits no synchronous receiver of a group: it cannot be ended, and while it "
+            "runs the event must not be given to another. Give what it waits for a timeout."
+        )
 
 
 def _condition(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -52,3 +52,23 @@ class Sink:
 
     async def stop(self) -> None:
         """Finish what is running, and drop the rest."""
+
+
+Deliver = Callable[[Sequence[PgEvent], int], None]
+"""Gives events, whose payloads had so many bytes, to the relay's sinks. May be called in any thread."""
+
+
+class Companion:
+    """What goes along with a relay, in threads of its own, and is woken when the log has something new."""
+
+    def start(self, deliver: Deliver) -> None:
+        """Begin. May not block."""
+        raise NotImplementedError
+
+    def ring(self) -> None:
+        """The log has something new, or it is not known whether it has. May not block."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Finish what is running. Blocks as long as that takes."""
+        raise NotImplementedError

@@ -11,8 +11,14 @@ from pgsignals.decode import Decoder
 from pgsignals.models import LogEntry
 
 from .ledger.models import Account, Entry
+from .working import clear_log
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _empty(transactional_db: object) -> None:
+    clear_log()
 
 
 def logged() -> list[PgEvent]:

@@ -254,8 +254,8 @@ def test_a_full_clean_and_save_ignore_declarations() -> None:
         ({"when": "a = 1"}, TypeError, "when is 'a = 1', and must be a Q"),
         ({"channel": "pgsignals"}, ValueError, "carries pgsignals' own row events"),
         ({"channel": "x" * 64}, ValueError, "has 64 bytes; PostgreSQL allows 63"),
-        ({"durable": True}, NotImplementedError, "durable"),
-        ({"key": "a"}, NotImplementedError, "key"),
+        ({"key": "a"}, ValueError, "needs durable=True"),
+        ({"key": 1, "durable": True}, TypeError, "the name of a field"),
     ],
 )
 def test_what_a_declaration_cannot_do_it_says(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -155,10 +155,20 @@ def test_what_postgresql_would_refuse_is_refused_before_anything_is_sent(
     assert app_events.event().payload == "after"
 
 
-@pytest.mark.parametrize("later", [{"durable": True}, {"key": 1}, {"delay": dt.timedelta(1)}])
-def test_what_needs_the_log_says_so(later: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match="needs the log"):
-        publish("app_events", {}, **later)
+@pytest.mark.parametrize("durable_only", [{"key": 1}, {"delay": dt.timedelta(1)}])
+def test_what_needs_the_log_says_so(durable_only: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="need durable=True"):
+        publish("app_events", {}, **durable_only)
+
+
+def test_without_a_log_a_durable_message_says_what_to_do() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER FUNCTION pgsignals_publish RENAME TO away")
+        try:
+            with pytest.raises(PublishError, match="manage.py migrate"):
+                publish("app_events", {}, durable=True)
+        finally:
+            cursor.execute("ALTER FUNCTION away RENAME TO pgsignals_publish")
 
 
 @pytest.mark.django_db(databases=["sqlite"])

@@ -211,20 +211,35 @@ def test_what_can_never_fit_is_refused(
     assert len(registry) == 0
 
 
+def test_an_argument_of_a_later_version_is_never_ignored() -> None:
+    with pytest.raises(NotImplementedError, match="key"):
+        on_pg_event(Order, key="customer")
+
+
 @pytest.mark.parametrize(
-    "later",
+    ("arguments", "error", "message"),
     [
-        {"group": "mail"},
-        {"atomic": True},
-        {"start": "beginning"},
-        {"key": "customer"},
-        {"max_attempts": 3},
-        {"max_attempts": 0},
+        ({"atomic": True}, TypeError, "name group="),
+        ({"start": "beginning"}, TypeError, "name group="),
+        ({"max_attempts": 3}, TypeError, "name group="),
+        ({"group": "mail", "max_attempts": 0}, ValueError, "at least 1"),
+        ({"group": "mail", "start": "yesterday"}, ValueError, "'yesterday'"),
+        ({"group": "no spaces"}, ValueError, "'no spaces'"),
+        ({"group": "mail", "once": True}, TypeError, "neither everywhere nor once"),
     ],
 )
-def test_an_argument_of_a_later_version_is_never_ignored(later: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match=next(iter(later))):
-        on_pg_event(Order, **later)
+def test_what_a_group_cannot_do_it_says(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        on_pg_event(Order, **arguments)
+
+
+def test_what_a_receiver_of_a_group_cannot_be_it_says() -> None:
+    async def later(event: PgEvent) -> None: ...
+
+    with pytest.raises(TypeError, match="cannot be a coroutine function"):
+        on_pg_event(Order, group="mail", atomic=True)(later)
+    with pytest.raises(TypeError, match="cannot be ended"):
+        on_pg_event(Order, group="mail", timeout=1)(print)
 
 
 def test_every_argument_is_accepted_now_or_refused() -> None:

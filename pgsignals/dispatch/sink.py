@@ -121,6 +121,8 @@ class ReceiversSink(Sink):
         return self._chosen(receiver) and (receiver.duty is None or receiver.duty in self._held)
 
     def _chosen(self, receiver: Receiver) -> bool:
+        if receiver.options.group is not None:
+            return False  # the group's workers call it
         if callable(self.which):
             return self.which(receiver)
         return self.which == "all" or receiver.options.everywhere

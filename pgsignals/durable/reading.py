@@ -57,8 +57,16 @@ class Position:
         return replace(self, last_id=last_id)
 
     def opened(self, horizon: Horizon) -> Position:
-        """With a window up to a horizon. The position must be done."""
+        """With a window up to a horizon. The position must be done; where it is beyond the horizon it stays."""
+        if age(horizon.snapshot) <= age(self.since):
+            return self
         return Position(self.since, self.since_floor, horizon.snapshot, horizon.floor, horizon.ceiling)
+
+
+def age(snapshot: str) -> tuple[int, int]:
+    """What orders snapshots by time: at a later one fewer transactions are in the future, or still running."""
+    _, xmax, running = snapshot.split(":")
+    return int(xmax), -len(running.split(",")) if running else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +95,20 @@ def beginning(horizon: Horizon) -> Position:
 
 def horizon(connection: psycopg.Connection[Any]) -> Horizon:
     """Now. The connection is in autocommit: each statement takes its own snapshot."""
-    floor = connection.execute(FLOOR).fetchone()
-    row = connection.execute(SNAPSHOT).fetchone()
-    assert floor is not None
-    assert row is not None
-    return Horizon(row[0], floor[0], row[1])
+    floor = one(connection.execute(FLOOR))[0]
+    snapshot, ceiling = one(connection.execute(SNAPSHOT))
+    return Horizon(snapshot, floor, ceiling)
 
 
-Row = tuple[int, str, Any, str, str, str, str, int]
-"""A LogRow, and its slot."""
+def one(cursor: psycopg.Cursor[Any]) -> Any:
+    """The row of a query that always has one."""
+    return cursor.fetchone()
 
-_COLUMNS = "id, xid::text, at, source, key, head, body, slot"
+
+Row = tuple[int, str, Any, str, str, str, str, int, str]
+"""A LogRow, its slot, and its operation's code."""
+
+_COLUMNS = "id, xid::text, at, source, key, head, body, slot, op"
 
 _READ = f"""
 (
@@ -134,7 +145,7 @@ def query(
 
 
 def as_log_row(row: Row) -> LogRow:
-    """Without the slot."""
+    """Without what is for the group alone."""
     return row[:7]
 
 

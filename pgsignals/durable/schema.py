@@ -157,8 +157,8 @@ INSERT INTO {IDENTITY} (system_identifier)
 
 # At a commit, the writers agree on one of them: a NOTIFY takes a lock of the whole cluster through the commit's flush.
 # Whoever does not get the gate knows that another's bell is on its way, and readers look again for a while. Where the
-# trigger is made to run earlier (SET CONSTRAINTS ALL IMMEDIATE, as Django's check_constraints does), the gate would stay
-# shut for the rest of the transaction: then it rings without.
+# trigger is made to run earlier (SET CONSTRAINTS ALL IMMEDIATE, as Django's check_constraints does), the gate would
+# stay shut for the rest of the transaction: then it rings without.
 _GATED = f"""
     IF now() = statement_timestamp() OR current_query() ~* '^\\s*(COMMIT|END)\\M' THEN
         IF NOT pg_try_advisory_xact_lock({GATE[0]}, {GATE[1]}) THEN
@@ -270,7 +270,7 @@ def _mark(connection: BaseDatabaseWrapper) -> str | None:
             [f"{RING}()", LOG],
         )
         row = cursor.fetchone()
-        return row and row[0]
+        return None if row is None else row[0]
 
 
 def _schema(connection: BaseDatabaseWrapper) -> str:

@@ -20,7 +20,8 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from .. import conf, wire
 from ..event import PgEvent
-from ..sink import START, Gap, Sink
+from ..sink import START, Companion, Gap, Sink
+from ..tables import LOG
 from ..triggers import sync
 from .connection import ListeningConnection, Session, listening_parameters
 from .intake import Intake
@@ -62,11 +63,19 @@ class Relay:
 
     database: an alias of settings.DATABASES.
     channels: application channels to listen to, besides the one of row events.
+    companions: who is woken when the log has something new.
     """
 
-    def __init__(self, database: str, sinks: Sequence[Sink], channels: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        database: str,
+        sinks: Sequence[Sink],
+        channels: Collection[str] = (),
+        companions: Sequence[Companion] = (),
+    ) -> None:
         self.database = database
         self.sinks = sinks
+        self.companions = companions
         self.channels = tuple(dict.fromkeys((wire.CHANNEL, *channels)))
         self.server = ""
         self.state = CONNECTING
@@ -81,7 +90,8 @@ class Relay:
         """Called each time when delivery was proven."""
         self.leadership = Leadership()
         self._probe = Probe(database)
-        self.intake = Intake(database, self._put, self._announce, {self._probe.channel.encode(): self._probe.heard})
+        aside = {self._probe.channel.encode(): self._probe.heard, LOG.encode(): lambda payload: self._ring()}
+        self.intake = Intake(database, self._put, self._announce, aside)
         self._started = datetime.now(UTC)
         self._connection: ListeningConnection | None = None
         self._last_session: Session | None = None
@@ -89,6 +99,7 @@ class Relay:
         self._cause = START
         self._unproven_said = ""
         self._cannot_lead_said = False
+        self._started_companions: list[Companion] = []
         self._stop = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -118,11 +129,16 @@ class Relay:
         for sink in self.sinks:
             await sink.start()
         try:
+            for companion in self.companions:
+                companion.start(self._deliver)
+                self._started_companions.append(companion)
             await self._supervise()
         finally:
             self.intake.close()
             # Side by side: one that takes its time leaves the others theirs.
-            for error in await asyncio.gather(*(sink.stop() for sink in self.sinks), return_exceptions=True):
+            stops = [asyncio.to_thread(companion.stop) for companion in self._started_companions]
+            stops += [sink.stop() for sink in self.sinks]
+            for error in await asyncio.gather(*stops, return_exceptions=True):
                 if isinstance(error, Exception):
                     logger.error("A sink could not be stopped in order.", exc_info=error)
 
@@ -196,7 +212,7 @@ class Relay:
             )
         return await ListeningConnection.open(
             listening_parameters(self.database),
-            [*self.channels, self._probe.channel],
+            [*self.channels, *([LOG] if self.companions else []), self._probe.channel],
             self.intake.take,
             conf.get().CONNECT_TIMEOUT,
             self._declared,
@@ -280,7 +296,7 @@ class Relay:
         now = datetime.now(UTC)
         again = self._cause != START
         gap = Gap(self.database, heard_until if again else now, now, self._cause)
-        channels = ", ".join(channel for channel in connection.channels if channel != self._probe.channel)
+        channels = ", ".join(channel for channel in connection.channels if channel not in (self._probe.channel, LOG))
         proof = "Delivery is proven" if self.state == HEALTHY else "Delivery is not proven"
         logger.info("Listening to %s in %s. %s.", channels, connection.server, proof)
         if again:
@@ -289,6 +305,7 @@ class Relay:
             logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, self._cause)
         self._listens_since = asyncio.get_running_loop().time()
         self._announce(gap)
+        self._ring()
         if self.on_listening is not None:
             self.on_listening()
 
@@ -352,6 +369,15 @@ class Relay:
 
     def _put(self, events: Sequence[PgEvent], size: int) -> None:
         self._to_sinks(lambda sink: sink.put(events, size))
+
+    def _deliver(self, events: Sequence[PgEvent], size: int) -> None:
+        """From a companion's thread."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._put, events, size)
+
+    def _ring(self) -> None:
+        for companion in self.companions:
+            companion.ring()
 
     def _announce(self, gap: Gap) -> None:
         self.gaps += gap.cause != START

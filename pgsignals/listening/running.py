@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from .. import conf
 from ..dispatch import ReceiversSink
+from ..durable.tail import Tail
 from ..receivers import Receiver, registry
-from ..sink import Sink
+from ..sink import Companion, Sink
 from ..triggers.sync import declared_channels
 from .relay import Relay
 
@@ -32,11 +33,13 @@ def build(
     channels: Collection[str] = (),
     more: Sequence[Sink] = (),
     stop_within: float | None = None,
+    companions: Sequence[Companion] = (),
 ) -> Relay:
     """A relay with its receivers and further sinks; not running yet.
 
     receivers: `all` of them, those with `everywhere`, or `none`, and then no signal either.
     only: names of receivers, or of modules and packages in which they are: of `all`, only these.
+    companions: besides the one that reads the log for receivers without a group.
 
     It listens to the channels that receivers and declarations name, to those of PGSIGNALS["CHANNELS"], and to
     `channels`.
@@ -49,7 +52,7 @@ def build(
         which = chosen.__contains__
     own: list[Sink] = [] if receivers == "none" else [ReceiversSink(database, registry, which, stop_within)]
     named = {*settings.CHANNELS, *channels, *registry.channels(), *declared_channels()}
-    return Relay(database, [*own, *more], sorted(named))
+    return Relay(database, [*own, *more], sorted(named), [Tail(database), *companions])
 
 
 def choose(names: Collection[str]) -> list[Receiver]:

@@ -27,7 +27,7 @@ class Migration(migrations.Migration):
 
     initial = True
 
-    dependencies: list[Any] = []
+    dependencies = []
 
     operations = [
         migrations.SeparateDatabaseAndState(

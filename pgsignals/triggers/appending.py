@@ -138,7 +138,8 @@ class _LogRows(Rows):
         # NULL where a column is of another type than its field: the log's NOT NULL then leads to the second attempt.
         # OFFSET 0 keeps PostgreSQL from working the key out once more for its slot.
         return (
-            f"SELECT {self._common}, entries.code, entries.key, {slot_of('entries.key')}, {_RINGS}, entries.head, entries.body "
+            f"SELECT {self._common}, entries.code, entries.key, {slot_of('entries.key')}, {_RINGS}, "
+            "entries.head, entries.body "
             f"FROM (SELECT {code} AS code, {key} AS key, {self._checked(table, head)} AS head, {body} AS body "
             f"FROM {source} OFFSET 0) AS entries"
         )

@@ -12,12 +12,14 @@ from argparse import ArgumentParser
 from contextlib import ExitStack
 from typing import Any
 
+import psycopg
 from django.conf import settings as django_settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import autoreload
 from django.utils.translation import gettext as _
 
 from pgsignals import conf
+from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.listening.health import HealthFile, HealthServer
 from pgsignals.listening.printing import PrintSink
 from pgsignals.listening.relay import Relay, RelayRefused
@@ -62,6 +64,14 @@ class Command(OfflineChecks):
             help=_("Call only this receiver, or those of this module or app; may be repeated."),
         )
         parser.add_argument("--no-receivers", action="store_true", help=_("Call no receivers, and send no signals."))
+        parser.add_argument(
+            "--groups", metavar="NAMES", help=_("Of these groups only, with commas between; all of them by default.")
+        )
+        parser.add_argument("--no-groups", action="store_true", help=_("Handle no group's events."))
+        parser.add_argument(
+            "--workers", type=int, default=1, metavar="N", help=_("Threads for each group in this process; 1.")
+        )
+        parser.add_argument("--drain", action="store_true", help=_("Handle what the groups have waiting now, and end."))
         parser.add_argument("--no-channels", action="store_true", help=_("Feed no channel layer."))
         parser.add_argument(
             "--health-file", metavar="PATH", help=_("A file to touch each time when delivery has been proven.")
@@ -75,12 +85,44 @@ class Command(OfflineChecks):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run until SIGINT or SIGTERM; a second one ends at once. With DEBUG, start anew when code changes."""
+        if options["workers"] < 1:
+            raise CommandError(f"--workers is {options['workers']}, and must be at least 1.")
+        if options["drain"]:
+            self._drain(**options)
+            return
         # Whoever pipes the output somewhere wants an end of file at the end.
         watched = sys.stdout.isatty() or not options["print_events"]
         if django_settings.DEBUG and watched and not options["no_reload"]:
             autoreload.run_with_reloader(self._listen_under_reloader, **options)
         else:
             self._listen(**options)
+
+    def _drain(self, **options: Any) -> None:
+        self._verbosity, self._printing = int(options["verbosity"]), False
+        handler = self._show_log()
+        try:
+            workers = self._workers(options)
+            if workers is None:
+                raise CommandError("--drain: there are no groups to handle events for.")
+            workers.drain()
+        except psycopg.errors.UndefinedTable as error:
+            raise CommandError(
+                f"There is no log in this database; migrate first ({error.diag.message_primary})."
+            ) from error
+        except (LookupError, psycopg.Error) as error:
+            raise CommandError(" ".join(str(error).split())) from error
+        finally:
+            if handler is not None:
+                logger.removeHandler(handler)
+        self._say(_("Handled %(count)d events; nothing is left.") % {"count": workers.handled})
+
+    def _workers(self, options: dict[str, Any]) -> Workers | None:
+        """Part of a group's receivers cannot handle its events, so --only leaves the groups to --groups."""
+        if options["no_groups"] or options["no_receivers"] or (options["only"] and not options["groups"]):
+            return None
+        names = [name.strip() for name in (options["groups"] or "").split(",") if name.strip()]
+        found = chosen_groups(names)
+        return Workers(options["database"] or conf.get().DATABASE, found, options["workers"]) if found else None
 
     def _listen_under_reloader(self, **options: Any) -> None:
         """In a thread that is left when the process ends. What is refused waits for a change of the code."""
@@ -110,12 +152,14 @@ class Command(OfflineChecks):
     async def _run(self, options: dict[str, Any]) -> None:
         channels: list[str] = options["channels"]
         sink = None if options["no_channels"] else channels_sink(channels)
+        workers = self._workers(options)
         relay = build(
             options["database"],
             receivers="none" if options["no_receivers"] else "all",
             only=options["only"],
             channels=channels,
             more=[sink] if sink else [],
+            companions=[workers] if workers else [],
         )
         if self._printing:
             relay.sinks = [*relay.sinks, PrintSink(relay.database, _write_line, lambda: _nobody_reads(relay))]
@@ -177,6 +221,13 @@ class Command(OfflineChecks):
             self._say(_("  No receivers and no signals, as asked for."))
         elif not receivers:
             self._say(_("  No receivers: no app's receivers.py has a function under @on_pg_event."))
+        for companion in relay.companions:
+            if isinstance(companion, Workers):
+                names = sorted({worker.group for worker in companion.workers})
+                self._say(
+                    _("  Groups: %(names)s, %(count)d workers.")
+                    % {"names": ", ".join(names), "count": len(companion.workers)}
+                )
         if forwards:
             self._say(_("  Channels: forwarding to the layer %(alias)r.") % {"alias": conf.get().CHANNEL_LAYER})
 

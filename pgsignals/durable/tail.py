@@ -1,0 +1,154 @@
+"""The log's events for those who have no group: plain receivers, `pg_event`, Channels, `listen --print`.
+
+Every relay reads the log from its start on, with a position in memory: at most once, as for fast events. A connection
+that is lost meanwhile loses nothing, for the position is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from django.core.exceptions import ImproperlyConfigured
+
+from .. import conf, wire
+from ..decode import Decoder, UnknownLabel
+from ..event import PgEvent
+from ..sink import Companion, Deliver
+from ..tables import LOG
+from . import reading
+from .reading import Position
+from .worker import LINGER, Bell
+
+logger = logging.getLogger("pgsignals.durable")
+
+_AT_ONCE = 1000
+_LOOK_FOR_LOG = 60.0
+"""Seconds after which is looked again whether there is a log that anybody writes to."""
+
+
+class Tail(Companion):
+    """Reads the log in a thread of its own."""
+
+    def __init__(self, database: str) -> None:
+        self.database = database
+        self.bell = Bell()
+        self.position: Position | None = None
+        self._decoder = Decoder(database)
+        self._connection: psycopg.Connection[Any] | None = None
+        self._deliver: Deliver = _nowhere
+        self._stopping = threading.Event()
+        self._said = ""
+        self._thread = threading.Thread(target=self._run, name="pgsignals-log", daemon=True)
+
+    def start(self, deliver: Deliver) -> None:
+        """Start the thread."""
+        self._deliver = deliver
+        self._thread.start()
+
+    def ring(self) -> None:
+        """There is something new."""
+        self.bell.ring()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self.bell.ring()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                connected = self._connect()
+                attempt = 0
+                if connected is None:
+                    self.bell.wait(_LOOK_FOR_LOG)
+                else:
+                    self._follow(connected)
+            except (psycopg.Error, OSError, ImproperlyConfigured) as error:
+                attempt += 1
+                self._say(" ".join(str(error).split()))
+                self._close()
+                self._stopping.wait(random.uniform(0.1, min(30.0, 0.2 * 2 ** min(attempt, 10))))  # noqa: S311
+            except Exception:
+                logger.exception("Reading the log failed, and begins anew where it was.")
+                self._close()
+                self._stopping.wait(1.0)
+        self._close()
+
+    def _say(self, reason: str) -> None:
+        if reason != self._said:
+            self._said = reason
+            logger.warning(
+                "The log of the database %r cannot be read for receivers without a group: %s. Trying again; this is "
+                "said once. Nothing is lost: reading goes on where it was.",
+                self.database,
+                reason,
+            )
+
+    def _connect(self) -> psycopg.Connection[Any] | None:
+        """A connection, where there is a log that was ever written to."""
+        if self._connection is None:
+            self._connection = reading.connect(self.database, "pgsignals log")
+        connection = self._connection
+        if reading.one(connection.execute("SELECT pg_catalog.to_regclass(%s)", [LOG]))[0] is None:
+            self._close()
+            return None
+        if self.position is None:
+            self.position = reading.horizon(connection).position()
+        if reading.one(connection.execute(reading.FLOOR))[0] == 0:
+            self._close()
+            return None
+        if self._said:
+            self._said = ""
+            logger.warning("The log is read again.")
+        return connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _follow(self, connection: psycopg.Connection[Any]) -> None:
+        linger, poll = 0, conf.get().LOG_POLL
+        while not self._stopping.is_set():
+            if self._step(connection):
+                linger = 0
+            elif linger < len(LINGER):
+                linger = 0 if self.bell.wait(LINGER[linger]) else linger + 1
+            elif self.bell.wait(poll):
+                linger = 0
+
+    def _step(self, connection: psycopg.Connection[Any]) -> bool:
+        position = self.position
+        if position is None:
+            return False
+        if position.is_done:
+            position = position.opened(reading.horizon(connection))
+        query, given = reading.query(position, _AT_ONCE)
+        rows = connection.execute(query, given).fetchall()
+        self.position = position.at(rows[-1][0]) if len(rows) == _AT_ONCE else position.done()
+        events = self._decoded(rows)
+        if events:
+            self._deliver(events, sum(len(row[5]) + len(row[6]) for row in rows))
+        return bool(rows)
+
+    def _decoded(self, rows: Sequence[reading.Row]) -> list[PgEvent]:
+        events: list[PgEvent] = []
+        for row in rows:
+            try:
+                events.append(self._decoder.logged(row[:7]))
+            except UnknownLabel:
+                continue
+            except wire.WireError as error:
+                logger.error("The log's row %d is left out for receivers without a group: %s", row[0], error)
+        return events
+
+
+def _nowhere(events: Sequence[PgEvent], size: int) -> None:
+    """Before the start."""

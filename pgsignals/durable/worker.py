@@ -1,0 +1,730 @@
+"""A worker: a thread that handles a group's events from the partitions that it has leased.
+
+It looks what came since its position, handles it in pieces, moves the position, and waits for the bell; before it
+sleeps it looks again a few times, because of several writers that commit together one rings. What it has leased it
+shares with the other workers of its group, whichever process they are in.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from django.db import Error as DjangoError
+from django.db import connections, transaction
+
+from .. import conf, wire
+from ..decode import Decoder, UnknownLabel
+from ..event import PgEvent
+from ..receivers import Options, Registry
+from ..receivers import registry as the_registry
+from ..signals import event_dead
+from . import failures, groups, reading
+from .failures import Died, Failure, Parked, backoff
+from .groups import Fenced, Lease
+from .handling import Handler, Interrupted
+from .reading import Horizon, Position, Row
+
+logger = logging.getLogger("pgsignals.durable")
+
+LINGER = (0.001, 0.002, 0.005, 0.02, 0.05)
+"""Seconds after which a worker that has run out of events looks again, before it sleeps."""
+
+_ALL_FAIL = 10
+"""Events that fail one after the other, before any other was handled, and mean that not the events are the fault."""
+
+_MOST_DUE = 100
+"""Parked events that are tried again at once."""
+
+_LOOK_AGAIN = 1.0
+"""Seconds after which a worker looks again which keys are blocked, and whether its group is paused."""
+
+_LONGEST_RECONNECT = 30.0
+
+
+class Bell:
+    """Wakes a thread. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._rang = threading.Event()
+
+    def ring(self) -> None:
+        """Wake it, or keep it from falling asleep."""
+        self._rang.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it rang within so many seconds."""
+        rang = self._rang.wait(seconds)
+        self._rang.clear()
+        return rang
+
+
+class Worker:
+    """Handles the events of one group in a thread of its own."""
+
+    def __init__(self, database: str, group: str, options: Options, registry: Registry = the_registry) -> None:
+        self.database = database
+        self.group = group
+        self.name = reading.unique_name(group)
+        self.bell = Bell()
+        self.handled = 0
+        """Events of this group, since the start, those that failed included."""
+        self.leases: dict[int, Lease] = {}
+        """By the partition's id."""
+        self._atomic = options.atomic
+        self._start = options.start
+        self._settings = conf.get()
+        self._registry = registry
+        self._decoder = Decoder(database)
+        self._handler: Handler | None = None
+        self._connection: psycopg.Connection[Any] | None = None
+        self._partitions = 0
+        self._held_until = 0.0
+        """By the monotonic clock: until then nobody else can have taken a partition."""
+        self._blocked: set[tuple[str, str]] = set()
+        self._looked = self._stored = 0.0
+        self._balanced = -1e9
+        self._paused = False
+        self._waits: dict[int, float] = {}
+        """Partitions that are left alone until then, by the monotonic clock."""
+        self._dirty = False
+        """Whether events have been handled that are not acknowledged yet."""
+        self._stopping = threading.Event()
+        self._draining: Horizon | None = None
+        self.drained = threading.Event()
+        """Set when a worker that drains has nothing left to do."""
+        self._said: dict[str, float] = {}
+        self._thread = threading.Thread(target=self._run, name=f"pgsignals-group-{group}", daemon=True)
+
+    # For whoever runs it.
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Have it end after the event that it is handling."""
+        self._stopping.set()
+        self.bell.ring()
+
+    def join(self, seconds: float | None = None) -> bool:
+        """Whether it has ended within so many seconds."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def prolong(self, connection: psycopg.Connection[Any]) -> None:
+        """Renew the leases. Called in another thread, whatever a receiver does to this one."""
+        leases = list(self.leases.values())
+        began = time.monotonic()
+        connection.execute(*groups.presence(self.name))
+        if not leases:
+            return
+        still = groups.renew(connection, leases, self._settings.LEASE)
+        if all(lease.id in still for lease in leases):
+            self._held_until = began + self._settings.LEASE
+
+    # In the thread.
+
+    def _run(self) -> None:
+        attempt = 0
+        while not self._stopping.is_set():
+            try:
+                self._connect()
+                attempt = 0
+                self._work()
+            except Fenced:
+                logger.warning(
+                    "The worker %s has lost partitions of the group %r to another: it was away for longer than its "
+                    "lease of %g s. What it handled meanwhile, the other may handle again.",
+                    self.name,
+                    self.group,
+                    self._settings.LEASE,
+                )
+                self._forget()
+            except (psycopg.Error, DjangoError, OSError) as error:
+                attempt += 1
+                wait = random.uniform(0.1, min(_LONGEST_RECONNECT, 0.2 * 2 ** min(attempt, 10)))  # noqa: S311
+                logger.warning(
+                    "The worker %s of the group %r goes on in %.1f s with a new connection: %s",
+                    self.name,
+                    self.group,
+                    wait,
+                    " ".join(str(error).split()) or type(error).__name__,
+                )
+                self._disconnect()
+                self._stopping.wait(wait)
+            except BaseException:
+                logger.exception("The worker %s of the group %r failed, and begins anew.", self.name, self.group)
+                self._disconnect()
+                self._stopping.wait(1.0)
+        self._end()
+
+    def _connect(self) -> None:
+        if self._connection is None:
+            self._connection = reading.connect(self.database, f"pgsignals group {self.group}")
+            self._partitions = groups.register(
+                self._connection, self.group, self._settings.PARTITIONS, self._atomic, self._start
+            )
+        if self._handler is None:
+            self._handler = Handler(self.group, self._registry)
+        self._balanced = -1e9
+
+    def _forget(self) -> None:
+        self.leases = {}
+        self._waits = {}
+        self._dirty = False
+
+    def _disconnect(self) -> None:
+        self._forget()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        connections.close_all()
+
+    def _end(self) -> None:
+        try:
+            if self._connection is not None:
+                groups.release(self._connection, list(self.leases.values()))
+                groups.leave(self._connection, self.name)
+        except psycopg.Error as error:
+            logger.warning("The worker %s could not give its partitions back: %s", self.name, error)
+        self._disconnect()
+        if self._handler is not None:
+            self._handler.close()
+        self.drained.set()
+
+    def _work(self) -> None:
+        linger = 0
+        while not self._stopping.is_set():
+            self._balance()
+            if self._round():
+                linger = 0
+                continue
+            if self._draining is not None and self._is_drained():
+                self.drained.set()
+            if linger < len(LINGER):
+                rang = self.bell.wait(LINGER[linger])
+                linger = 0 if rang else linger + 1
+            elif self.bell.wait(self._nap()):
+                linger = 0
+
+    def _nap(self) -> float:
+        """Seconds until there may be something to do although nobody rings."""
+        nap = self._settings.LOG_POLL
+        if (due := failures.next_due(self._own, self.group)) is not None:
+            nap = min(nap, max(due, 0.005))
+        now = time.monotonic()
+        return min([nap, *(max(until - now, 0.005) for until in self._waits.values())])
+
+    @property
+    def _own(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            raise psycopg.OperationalError("there is no connection")
+        return self._connection
+
+    # Which partitions.
+
+    def _balance(self) -> None:
+        """Now and then: see who else works for the group, and have a fair share."""
+        now = time.monotonic()
+        if now - self._balanced < self._settings.LEASE / 4:
+            return
+        self._balanced = now
+        workers = groups.report(self._own, self.name, self.group, self._settings.LEASE)
+        share = -(-self._partitions // workers)
+        if len(self.leases) > share:
+            surplus = list(self.leases.values())[share:]
+            groups.release(self._own, surplus)
+            for lease in surplus:
+                del self.leases[lease.id]
+        elif len(self.leases) < share:
+            began = time.monotonic()
+            most = share - len(self.leases)
+            new = groups.acquire(self._own, self.name, self.group, most, self._settings.LEASE)
+            if new:
+                if not self.leases:
+                    self._held_until = began + self._settings.LEASE
+                self.leases.update((lease.id, lease) for lease in new)
+                self._looked = 0.0
+        self._look()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AGAIN:
+            return
+        self._looked = now
+        self._paused = groups.is_paused(self._own, self.group)
+        self._blocked = failures.blocked(self._own, self.group, self._partitions, self._numbers(self.leases.values()))
+
+    @staticmethod
+    def _numbers(leases: Any) -> list[int]:
+        return [lease.number for lease in leases]
+
+    def _may_go_on(self) -> None:
+        """Raises Interrupted where the next event is not to be handled."""
+        if self._stopping.is_set():
+            raise Interrupted
+        if time.monotonic() > self._held_until:
+            raise Interrupted
+
+    # What is handled.
+
+    def _round(self) -> bool:
+        """Whether there was anything to do."""
+        self._look()
+        if not self.leases or self._paused:
+            return False
+        if time.monotonic() > self._held_until:
+            # Nothing renewed the leases in time: this process stood still. Are they still ours?
+            self.prolong(self._own)
+            if time.monotonic() > self._held_until:
+                raise Fenced
+        assert self._handler is not None  # noqa: S101 - _connect made it
+        self._handler.refresh()
+        did = False
+        horizon = self._draining or reading.horizon(self._own)
+        now = time.monotonic()
+        self._waits = {number: until for number, until in self._waits.items() if until > now}
+        together: dict[tuple[Position, int | None, int | None, int, int], list[Lease]] = {}
+        for lease in self.leases.values():
+            if lease.id not in self._waits:
+                alike = (lease.position, lease.careful_id, lease.claimed_id, lease.claims, lease.failures)
+                together.setdefault(alike, []).append(lease)
+        for leases in together.values():
+            did |= self._piece(leases, horizon)
+        did |= self._retry()
+        return did
+
+    def _piece(self, leases: list[Lease], horizon: Horizon) -> bool:
+        """Read the next rows of partitions that are at one position, and handle them."""
+        position, careful = leases[0].position, leases[0].careful_id
+        if position.is_done:
+            careful = None
+            position = position.opened(horizon)
+            if position.is_done:
+                return self._acknowledge(leases, position)
+        is_careful = careful is not None and position.last_id < careful
+        limit = 1 if is_careful else self._settings.LOG_BATCH
+        rows = self._read(position, limit, leases)
+        if not rows or (is_careful and careful is not None and rows[0][0] > careful):
+            is_careful = False
+            if rows:
+                limit = self._settings.LOG_BATCH
+                rows = self._read(position, limit, leases)
+        after = position.at(rows[-1][0]) if len(rows) == limit else position.done()
+        events, unknown = self._decoded(rows)
+        if unknown is not None:
+            rows = rows[:unknown]
+            after = position.at(rows[-1][0]) if rows else position
+        wanted = [(row, event) for row, event in zip(rows, events, strict=False) if event is not None]
+        if not wanted:
+            if unknown is not None:
+                self._wait(leases, self._settings.LOG_POLL)
+            self._set(leases, after, careful if is_careful else None)
+            return self._acknowledge(leases, after, lazily=not rows) or bool(rows)
+        if is_careful:
+            self._handle_carefully(leases, position, after, wanted[0], careful)
+        elif self._atomic:
+            self._handle_atomically(leases, position, after, wanted)
+        else:
+            self._handle_all(leases, position, after, wanted)
+        return True
+
+    def _read(self, position: Position, limit: int, leases: Sequence[Lease]) -> list[Row]:
+        query, given = reading.query(position, limit, self._partitions, self._numbers(leases))
+        return self._own.execute(query, given).fetchall()
+
+    def _decoded(self, rows: Sequence[Row]) -> tuple[list[PgEvent | None], int | None]:
+        """The events, None where no receiver wants one; and the place of the first of an unknown format."""
+        assert self._handler is not None  # noqa: S101
+        events: list[PgEvent | None] = []
+        for place, row in enumerate(rows):
+            try:
+                event = self._decoder.logged(row[:7], self.group)
+            except UnknownLabel:
+                events.append(None)
+                continue
+            except wire.UnknownVersion as error:
+                self._say_once("The group %r waits at event %d: %s.", self.group, row[0], error)
+                return events, place
+            except wire.WireError as error:
+                logger.error(
+                    "The log's row %d cannot be read, and is left out for group %r: %s", row[0], self.group, error
+                )
+                events.append(None)
+                continue
+            events.append(event if self._handler.receivers(event) else None)
+        return events, None
+
+    def _say_once(self, text: str, *arguments: object) -> None:
+        said = text % arguments
+        now = time.monotonic()
+        if now - self._said.get(said, -1e9) > 60:
+            self._said = {said: now}
+            logger.error(said)
+
+    def _set(self, leases: Sequence[Lease], position: Position, careful: int | None = None) -> None:
+        """In memory alone."""
+        for lease in leases:
+            self.leases[lease.id] = Lease(lease.id, lease.number, lease.epoch, position, careful, None, 0, 0)
+
+    def _move(
+        self, connection: Any, leases: list[Lease], position: Position, safely: bool = False, **said: Any
+    ) -> None:
+        """Write a position. Raises Fenced."""
+        given = groups.movement(leases, position, **said)
+        cursor = connection.execute(groups.SAFELY if safely else groups.LAZILY, given)
+        changed = connection.rowcount if cursor is None else cursor.rowcount
+        if changed != len(leases):
+            raise Fenced
+        for lease in groups.moved(leases, given, position):
+            self.leases[lease.id] = lease
+        self._stored = time.monotonic()
+        self._dirty = bool(said.get("claimed"))
+
+    def _acknowledge(self, leases: list[Lease], position: Position, lazily: bool = True) -> bool:
+        """Write the position where events were handled up to it, and now and then where there were none."""
+        self._set(leases, position, None)
+        if self._dirty or not lazily or self._draining or time.monotonic() - self._stored > self._settings.LEASE / 2:
+            self._move(self._own, leases, position)
+        return False
+
+    def _wait(self, leases: Sequence[Lease], seconds: float) -> None:
+        for lease in leases:
+            self._waits[lease.id] = time.monotonic() + seconds
+
+    # Of a group whose receivers run outside of any transaction.
+
+    def _handle_all(
+        self, leases: list[Lease], position: Position, after: Position, wanted: list[tuple[Row, PgEvent]]
+    ) -> None:
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        failed_before = leases[0].failures
+        # What was handled before is acknowledged with this, and what comes now is begun.
+        self._move(self._own, leases, position, claimed=wanted[-1][0][0], claims=1, careful=leases[0].careful_id)
+        leases = [self.leases[lease.id] for lease in leases]
+        failed: dict[int, Failure] = {}
+        good: list[tuple[Row, PgEvent]] = []
+        done = 0
+        try:
+            for row, event in wanted:
+                self._may_go_on()
+                key = (row[3], row[4])
+                if key in self._blocked:
+                    failed[row[0]] = Failure(row, None)
+                elif (error := handler.call_each(event, lists=False)) is not None:
+                    self._blocked.add(key)
+                    failed[row[0]] = Failure(row, error, 1, handler.max_attempts(event))
+                    if len(failed) >= _ALL_FAIL and not good and all(one.error for one in failed.values()):
+                        self._pause(leases, position, failed_before + 1, error)
+                        return
+                else:
+                    good.append((row, event))
+                done += 1
+            if handler.has_batches and good:
+                self._handle_lists(good, failed)
+        except Interrupted:
+            # What was handled is acknowledged; lists were not begun, or are begun again.
+            if handler.has_batches:
+                done = 0
+                failed = {}
+            after = position.at(wanted[done - 1][0][0]) if done else position
+        self.handled += done
+        if failed:
+            parked = [failed[number] for number in sorted(failed)]
+            with self._own.transaction():
+                failures.park(self._own, self.group, parked)
+                self._move(self._own, leases, after, handled=done)
+            self._tell_of_the_dead(parked)
+            self._looked = min(self._looked, time.monotonic() - _LOOK_AGAIN + 0.1)
+        else:
+            self._set(leases, after)
+            self._dirty = True
+            if self._stopping.is_set() or after is position or not self._more_waits(after):
+                self._move(self._own, leases, after, handled=done)
+
+    @staticmethod
+    def _more_waits(after: Position) -> bool:
+        return not after.is_done
+
+    def _handle_lists(self, good: list[tuple[Row, PgEvent]], failed: dict[int, Failure]) -> None:
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        rows = {id(event): row for row, event in good}
+        for event, error in handler.call_lists([event for _, event in good], self._may_go_on):
+            row = rows[id(event)]
+            self._blocked.add((row[3], row[4]))
+            failed[row[0]] = Failure(row, error, 1, handler.max_attempts(event))
+        # Events of a key behind one that failed were handled already: lists give no order within themselves.
+
+    def _pause(self, leases: list[Lease], position: Position, failed: int, error: BaseException) -> None:
+        """Everything fails: a database or a service is away, and parking it all would lose the order of nothing."""
+        wait = backoff(failed)
+        self._blocked = set()
+        self._looked = 0.0
+        self._move(self._own, leases, position, failures=failed, wait=wait)
+        self._wait(leases, wait)
+        logger.error(
+            "The first %d events of the group %r failed, all of them; the group pauses for %.1f s, and nothing is "
+            "counted against the events (%s: %s).",
+            _ALL_FAIL,
+            self.group,
+            wait,
+            type(error).__name__,
+            error,
+        )
+
+    def _handle_carefully(
+        self,
+        leases: list[Lease],
+        position: Position,
+        after: Position,
+        wanted: tuple[Row, PgEvent],
+        careful: int | None,
+    ) -> None:
+        """An event among those that a worker began and did not end: it may be what ended it."""
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        row, event = wanted
+        begun = leases[0].claims if leases[0].claimed_id == row[0] else 0
+        if begun >= handler.max_attempts(event):
+            text = f"the process ended {begun} times while it handled this event"
+            dead = Failure(row, Died(text), begun, begun)
+            with self._own.transaction():
+                failures.park(self._own, self.group, [dead])
+                self._move(self._own, leases, after, careful=careful)
+            self._tell_of_the_dead([dead])
+            return
+        self._move(self._own, leases, position, claimed=row[0], claims=begun + 1, careful=careful)
+        leases = [self.leases[lease.id] for lease in leases]
+        if self._atomic:
+            self._handle_atomically(leases, position, after, [wanted], careful=careful, claimed=True)
+            return
+        failure = None
+        if (row[3], row[4]) in self._blocked:
+            failure = Failure(row, None)
+        elif (error := handler.call_each(event)) is not None:
+            failure = Failure(row, error, begun + 1, handler.max_attempts(event))
+        self.handled += 1
+        with self._own.transaction():
+            if failure is not None:
+                self._blocked.add((row[3], row[4]))
+                failures.park(self._own, self.group, [failure])
+            self._move(self._own, leases, after, careful=careful, handled=1)
+        self._tell_of_the_dead([failure] if failure else [])
+
+    # Of an atomic group.
+
+    def _handle_atomically(
+        self,
+        leases: list[Lease],
+        position: Position,
+        after: Position,
+        wanted: list[tuple[Row, PgEvent]],
+        *,
+        careful: int | None = None,
+        claimed: bool = False,
+    ) -> None:
+        """All in one transaction; where one fails, each in its own, so that it alone is parked."""
+        if not claimed:
+            self._move(self._own, leases, position, claimed=wanted[-1][0][0], claims=1, careful=careful)
+            leases = [self.leases[lease.id] for lease in leases]
+        if len(wanted) > 1:
+            try:
+                if self._try_together(leases, after, wanted, careful) is None:
+                    self.handled += len(wanted)
+                    return
+            except Interrupted:
+                self._move(self._own, leases, position, careful=careful)
+                return
+        in_a_row: BaseException | None = None
+        failed = 0
+        for place, one in enumerate(wanted):
+            last = place == len(wanted) - 1
+            then = after if last else position.at(one[0][0])
+            try:
+                self._may_go_on()
+            except Interrupted:
+                self._move(self._own, leases, position.at(wanted[place - 1][0][0]) if place else position)
+                return
+            error = self._try_together(leases, then, [one], careful)
+            if error is None:
+                failed = -len(wanted)
+            else:
+                failed, in_a_row = failed + 1, error
+                if failed >= _ALL_FAIL and in_a_row is not None:
+                    self._stop_parking(leases, in_a_row)
+                    return
+                self._park_one(leases, then, one, error, careful)
+            self.handled += 1
+            leases = [self.leases[lease.id] for lease in leases]
+
+    def _stop_parking(self, leases: list[Lease], error: BaseException) -> None:
+        leases = [self.leases[lease.id] for lease in leases]
+        self._pause(leases, leases[0].position, leases[0].failures + 1, error)
+
+    def _park_one(
+        self, leases: list[Lease], then: Position, one: tuple[Row, PgEvent], error: BaseException, careful: int | None
+    ) -> None:
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        row, event = one
+        failure = Failure(row, error, 1, handler.max_attempts(event))
+        self._blocked.add((row[3], row[4]))
+        with self._own.transaction():
+            failures.park(self._own, self.group, [failure])
+            self._move(self._own, leases, then, careful=careful, handled=1)
+        self._tell_of_the_dead([failure])
+
+    def _try_together(
+        self, leases: list[Lease], after: Position, wanted: list[tuple[Row, PgEvent]], careful: int | None
+    ) -> BaseException | None:
+        """What receivers wrote and the position, or nothing. The error that was in the way, or None."""
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        connection = connections[self.database]
+        parked = [Failure(row, None) for row, _ in wanted if (row[3], row[4]) in self._blocked]
+        free = [event for row, event in wanted if (row[3], row[4]) not in self._blocked]
+        before = dict(self.leases)
+        try:
+            with transaction.atomic(using=self.database):
+                for event in free:
+                    self._may_go_on()
+                    for receiver in handler.receivers(event):
+                        if not receiver.options.batch:
+                            self._call_in_transaction(receiver, event, connection)
+                if handler.has_batches:
+                    self._call_lists_in_transaction(free, connection)
+                with connection.cursor() as cursor:
+                    failures.park(cursor, self.group, parked)
+                    self._move(cursor, leases, after, safely=True, careful=careful, handled=len(wanted))
+        except (Fenced, Interrupted):
+            self.leases = before
+            raise
+        except Exception as error:
+            self.leases = before
+            if not connection.is_usable():
+                connections[self.database].close()
+                raise psycopg.OperationalError(f"the transaction of an atomic group was lost: {error}") from error
+            return error
+        return None
+
+    def _call_in_transaction(self, receiver: Any, argument: Any, connection: Any) -> None:
+        assert self._handler is not None  # noqa: S101
+        error = self._handler.call(receiver, argument, keep_transaction=True)
+        if error is not None:
+            raise error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+        if connection.needs_rollback or not connection.in_atomic_block:
+            raise RuntimeError(f"{receiver.name} left the group's transaction broken, or ended it")
+
+    def _call_lists_in_transaction(self, events: list[PgEvent], connection: Any) -> None:
+        from ..event import together
+
+        assert self._handler is not None  # noqa: S101
+        wanted: dict[Any, list[PgEvent]] = {}
+        for event in events:
+            for receiver in self._handler.receivers(event):
+                if receiver.options.batch:
+                    wanted.setdefault(receiver, []).append(event)
+        for receiver, its in wanted.items():
+            self._call_in_transaction(receiver, together(its), connection)
+
+    # What had failed.
+
+    def _retry(self) -> bool:
+        """Try parked events again whose time has come. Whether there were any."""
+        leases = {lease.number: lease for lease in self.leases.values()}
+        found = failures.due(self._own, self.group, self._partitions, list(leases), _MOST_DUE)
+        for one in found:
+            try:
+                self._may_go_on()
+            except Interrupted:
+                break
+            self._retry_one(one, leases[one.row[7] % self._partitions])
+        if found:
+            self._looked = 0.0
+            self._look()
+        return bool(found)
+
+    def _retry_one(self, one: Parked, lease: Lease) -> None:
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        try:
+            event = self._decoder.logged(one.row[:7], self.group)
+        except wire.WireError as error:
+            failures.postpone(self._own, one, lease, self.group, Failure(one.row, error, 1, 2))
+            return
+        limit = handler.max_attempts(event)
+        if one.attempts >= limit:
+            text = f"the process ended while it handled this event, at attempt {one.attempts}"
+            self._put_off(one, lease, Failure(one.row, Died(text), one.attempts, limit))
+            return
+        failures.begin(self._own, one, lease)
+        self.handled += 1
+        if self._atomic:
+            raised = self._retry_atomically(one, lease, event)
+        else:
+            raised = handler.call_each(event)
+            if raised is None:
+                failures.forget(self._own, one, lease)
+        if raised is not None:
+            self._put_off(one, lease, Failure(one.row, raised, one.attempts + 1, limit))
+
+    def _retry_atomically(self, one: Parked, lease: Lease, event: PgEvent) -> BaseException | None:
+        handler = self._handler
+        assert handler is not None  # noqa: S101
+        connection = connections[self.database]
+        try:
+            with transaction.atomic(using=self.database):
+                from ..event import together
+
+                for receiver in handler.receivers(event):
+                    argument = together([event]) if receiver.options.batch else event
+                    self._call_in_transaction(receiver, argument, connection)
+                with connection.cursor() as cursor:
+                    failures.forget(cursor, one, lease)
+        except Fenced:
+            raise
+        except Exception as error:
+            if not connection.is_usable():
+                connection.close()
+            return error
+        return None
+
+    def _put_off(self, one: Parked, lease: Lease, failure: Failure) -> None:
+        failures.postpone(self._own, one, lease, self.group, failure)
+        self._tell_of_the_dead([failure])
+
+    def _tell_of_the_dead(self, parked: Sequence[Failure]) -> None:
+        for one in parked:
+            if not one.is_final:
+                continue
+            logger.error(
+                "The group %r gives event %d up after %d attempts (%s). It is kept as a dead letter.",
+                self.group,
+                one.row[0],
+                one.attempts,
+                one.summary,
+            )
+            try:
+                event = self._decoder.logged(one.row[:7], self.group)
+            except wire.WireError:
+                event = None
+            event_dead.send_robust(sender=self.group, group=self.group, event=event, exception=one.error)
+
+    # To drain.
+
+    def drain(self) -> None:
+        """Handle what is there now, and say so in `drained`. Called before `start`."""
+        with reading.connect(self.database, f"pgsignals group {self.group}") as connection:
+            groups.register(connection, self.group, self._settings.PARTITIONS, self._atomic, self._start)
+            self._draining = reading.horizon(connection)
+
+    def _is_drained(self) -> bool:
+        return self._draining is not None and groups.is_finished(self._own, self.group, self._draining)
