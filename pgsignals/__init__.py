@@ -4,6 +4,8 @@ Importing this needs no app registry: models and migrations import it.
 """
 
 from .context import context, silenced
+from .durable.failures import Discard, Retry
+from .durable.once import processed_once
 from .event import PgEvent
 from .publishing import PublishError, apublish, publish
 from .receivers import on_pg_event, on_pg_gap
@@ -14,14 +16,17 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AddNotify",
+    "Discard",
     "Notify",
     "PgEvent",
     "PublishError",
     "RemoveNotify",
+    "Retry",
     "apublish",
     "context",
     "on_pg_event",
     "on_pg_gap",
+    "processed_once",
     "publish",
     "silenced",
 ]

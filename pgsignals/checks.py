@@ -129,7 +129,8 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
             id="pgsignals.E003",
         )
     values = () if declaration.fields == ALL else declaration.fields
-    for field in dict.fromkeys([*values, *declaration.exclude, *declaration.watch]):
+    key = [declaration.key] if declaration.key else []
+    for field in dict.fromkeys([*values, *declaration.exclude, *declaration.watch, *key]):
         if find_field(model, field) is None:
             yield checks.Error(
                 _("Notify %(name)r on %(model)s names the field %(field)r, which is no column of its table.")
@@ -196,15 +197,61 @@ def _field_names(model: type[Model]) -> list[str]:
 def check_receivers(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[checks.CheckMessage]:
     """Receivers that would never be called. Each message names the receiver's place and the model's."""
     announced: dict[type[Model], set[str]] = defaultdict(set)
+    durable: dict[type[Model], set[str]] = defaultdict(set)
     for model, declaration in _every_declaration():
         announced[model].update(declaration.on)
-    return [
+        durable[model].update(declaration.on if declaration.durable else ())
+    found = [
         message
         for receiver in registry
         for condition in receiver.conditions
         if condition.channel is None
         for message in _receiver_problems(receiver, condition, announced)
     ]
+    return [*found, *_group_problems(announced, durable)]
+
+
+def _group_problems(
+    announced: Mapping[type[Model], set[str]], durable: Mapping[type[Model], set[str]]
+) -> Iterator[checks.CheckMessage]:
+    """A group reads the log, and what is in no log it would never get."""
+    first: dict[str, Receiver] = {}
+    for receiver in registry:
+        if (group := receiver.options.group) is None:
+            continue
+        other = first.setdefault(group, receiver)
+        for option in ("atomic", "start"):
+            if getattr(other.options, option) != getattr(receiver.options, option):
+                yield checks.Error(
+                    _("The receivers %(first)s and %(second)s of the group %(group)r disagree about %(option)s.")
+                    % {"first": other.name, "second": receiver.name, "group": group, "option": option},
+                    hint=_("The receivers of a group succeed or fail together: give them the same, or two groups."),
+                    obj=receiver.name,
+                    id="pgsignals.E015",
+                )
+        for condition in receiver.conditions:
+            model = None if condition.channel is not None else _find_model(condition)
+            if model is None:
+                continue
+            table = model._meta.concrete_model or model
+            wanted = {one for one in condition.operations if one in announced.get(table, ())}
+            if missing := sorted(wanted - durable.get(table, set())):
+                yield checks.Error(
+                    _(
+                        "The receiver %(receiver)s (%(place)s) is of the group %(group)r, and the log does not get "
+                        "%(operations)s of %(model)s: its Notify is not durable."
+                    )
+                    % {
+                        "receiver": receiver.name,
+                        "place": receiver.place,
+                        "group": group,
+                        "operations": ", ".join(missing),
+                        "model": model._meta.label,
+                    },
+                    hint=_("Write Notify(..., durable=True) there and migrate, or take group= from the receiver."),
+                    obj=receiver.name,
+                    id="pgsignals.E014",
+                )
 
 
 def _receiver_problems(

@@ -60,4 +60,5 @@ receiver_failed = Signal()
 """A receiver raised. sender: the receiver's function; receiver: the same; event: the PgEvent; exception."""
 
 event_dead = Signal()
-"""A durable event was given up after its last attempt. Not sent before the log exists."""
+"""A group gave an event up after its last attempt, and keeps it as a dead letter. sender, group: the group's name;
+event: the PgEvent, or None where it cannot be read; exception: of the last attempt. Sent in the worker's process."""

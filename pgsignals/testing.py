@@ -7,6 +7,8 @@ them to. `publish()` does so too.
 
 from __future__ import annotations
 
+from datetime import datetime
+from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from .decode import Decoder
 from .event import PgEvent
 from .receivers import Receiver, registry
 from .signals import pg_event
+from .tables import LOG
 from .triggers.function import CAPTURED
 
 if TYPE_CHECKING:
@@ -66,6 +69,12 @@ class capture_events:
                 cursor.execute(_CREATE)
             cursor.execute(f"SELECT coalesce(max(place), 0) FROM {_TABLE}")
             self._seen: int = cursor.fetchone()[0]
+            cursor.execute("SELECT pg_catalog.to_regclass(%s) IS NOT NULL", [LOG])
+            self._has_log: bool = cursor.fetchone()[0]
+            self._last_id = 0
+            if self._has_log:
+                cursor.execute(f"SELECT coalesce(max(id), 0) FROM {LOG}")
+                self._last_id = cursor.fetchone()[0]
             cursor.execute("SELECT pg_catalog.set_config('pgsignals.capture', 'on', false)")
         self._session = connection.connection
         publishing.captured.add(connection)
@@ -128,13 +137,29 @@ class capture_events:
     def _new_events(self) -> list[PgEvent]:
         with self._connection.cursor() as cursor:
             cursor.execute(
-                f"SELECT place, channel, payload FROM {_TABLE} WHERE place > %s ORDER BY place",
+                f"SELECT at, place, channel, payload FROM {_TABLE} WHERE place > %s ORDER BY place",
                 [self._seen],
             )
             rows = cursor.fetchall()
         if rows:
-            self._seen = rows[-1][0]
-        return [event for _, channel, payload in rows for event in self._decode(channel, payload)]
+            self._seen = rows[-1][1]
+        sent = [(at, event) for at, _, channel, payload in rows for event in self._decode(channel, payload)]
+        # Both by the clock of the one session that wrote them; sorting keeps the order of equals.
+        return [event for _, event in sorted([*sent, *self._new_in_the_log()], key=itemgetter(0))]
+
+    def _new_in_the_log(self) -> list[tuple[datetime, PgEvent]]:
+        """What this transaction has appended; in autocommit, what anybody has."""
+        if not self._has_log:
+            return []
+        with self._connection.cursor() as cursor:
+            cursor.execute(_LOGGED, [self._last_id, self._connection.in_atomic_block])
+            rows = cursor.fetchall()
+        if rows:
+            self._last_id = rows[-1][0]
+        try:
+            return [(row[2], self._decoder.logged(row)) for row in rows]
+        except wire.WireError as error:
+            raise CaptureError(f"An event of the block that is in the log cannot be read: {error}.") from error
 
     def _decode(self, channel: str, payload: str) -> list[PgEvent]:
         try:
@@ -175,8 +200,13 @@ _TABLE = f"pg_temp.{CAPTURED}"
 # `unit` tells transactions apart where messages are folded.
 _CREATE = f"""
 CREATE TEMPORARY TABLE {CAPTURED} (
-    place bigint GENERATED ALWAYS AS IDENTITY, unit text, channel text NOT NULL, payload text NOT NULL
+    place bigint GENERATED ALWAYS AS IDENTITY, unit text, channel text NOT NULL, payload text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
 )
+"""
+_LOGGED = f"""
+SELECT id, xid::text, at, source, key, head, body FROM {LOG}
+WHERE id > %s AND (NOT %s OR xid = pg_current_xact_id_if_assigned()) ORDER BY id
 """
 
 

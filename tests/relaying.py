@@ -12,7 +12,7 @@ from pgsignals import PgEvent
 from pgsignals.dispatch import ReceiversSink
 from pgsignals.listening.relay import Relay
 from pgsignals.receivers import Registry, registry
-from pgsignals.sink import Gap, Sink
+from pgsignals.sink import Companion, Gap, Sink
 
 from .conftest import connect
 
@@ -110,12 +110,16 @@ class Running:
 
 @contextmanager
 def relaying(
-    database: str = "default", sinks: Sequence[Sink] = (), channels: Sequence[str] = (), receivers: bool = True
+    database: str = "default",
+    sinks: Sequence[Sink] = (),
+    channels: Sequence[str] = (),
+    receivers: bool = True,
+    companions: Sequence[Companion] = (),
 ) -> Iterator[Running]:
     """A relay that listens already, with the registered receivers unless they are not wanted."""
     tap = Tap()
     own: list[Any] = [ReceiversSink(database, registry)] if receivers else []
-    running = Running(Relay(database, [*own, *sinks, tap], [*channels, *registry.channels()]), tap)
+    running = Running(Relay(database, [*own, *sinks, tap], [*channels, *registry.channels()], companions), tap)
     try:
         tap.gaps.wait()
         yield running

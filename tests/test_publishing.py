@@ -161,11 +161,12 @@ def test_what_needs_the_log_says_so(durable_only: dict[str, Any]) -> None:
         publish("app_events", {}, **durable_only)
 
 
+@pytest.mark.django_db(transaction=True)
 def test_without_a_log_a_durable_message_says_what_to_do() -> None:
     with connection.cursor() as cursor:
         cursor.execute("ALTER FUNCTION pgsignals_publish RENAME TO away")
         try:
-            with pytest.raises(PublishError, match="manage.py migrate"):
+            with pytest.raises(PublishError, match=r"manage\.py migrate"):
                 publish("app_events", {}, durable=True)
         finally:
             cursor.execute("ALTER FUNCTION away RENAME TO pgsignals_publish")

@@ -20,7 +20,7 @@ from ..decode import Decoder, UnknownLabel
 from ..event import PgEvent
 from ..sink import Companion, Deliver
 from ..tables import LOG
-from . import reading
+from . import identity, reading
 from .reading import Position
 from .worker import LINGER, Bell
 
@@ -100,6 +100,7 @@ class Tail(Companion):
             self._close()
             return None
         if self.position is None:
+            identity.recognise(connection)
             self.position = reading.horizon(connection).position()
         if reading.one(connection.execute(reading.FLOOR))[0] == 0:
             self._close()

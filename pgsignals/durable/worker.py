@@ -24,7 +24,7 @@ from ..event import PgEvent
 from ..receivers import Options, Registry
 from ..receivers import registry as the_registry
 from ..signals import event_dead
-from . import failures, groups, reading
+from . import failures, groups, identity, reading
 from .failures import Died, Failure, Parked, backoff
 from .groups import Fenced, Lease
 from .handling import Handler, Interrupted
@@ -167,6 +167,7 @@ class Worker:
     def _connect(self) -> None:
         if self._connection is None:
             self._connection = reading.connect(self.database, f"pgsignals group {self.group}")
+            identity.recognise(self._connection)
             self._partitions = groups.register(
                 self._connection, self.group, self._settings.PARTITIONS, self._atomic, self._start
             )
@@ -723,6 +724,7 @@ class Worker:
     def drain(self) -> None:
         """Handle what is there now, and say so in `drained`. Called before `start`."""
         with reading.connect(self.database, f"pgsignals group {self.group}") as connection:
+            identity.recognise(connection)
             groups.register(connection, self.group, self._settings.PARTITIONS, self._atomic, self._start)
             self._draining = reading.horizon(connection)
 
