@@ -129,9 +129,6 @@ class Relay:
         for sink in self.sinks:
             await sink.start()
         try:
-            for companion in self.companions:
-                companion.start(self._deliver)
-                self._started_companions.append(companion)
             await self._supervise()
         finally:
             self.intake.close()
@@ -304,6 +301,10 @@ class Relay:
             seconds = (gap.until - gap.since).total_seconds()
             logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, self._cause)
         self._listens_since = asyncio.get_running_loop().time()
+        for companion in self.companions[len(self._started_companions) :]:
+            # Not before the first connection has shown that the set-up will do.
+            companion.start(self._deliver)
+            self._started_companions.append(companion)
         self._announce(gap)
         self._ring()
         if self.on_listening is not None:
