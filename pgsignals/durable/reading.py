@@ -8,9 +8,10 @@ A window, from one snapshot to the next, is read in pieces by id, so that events
 writes: whoever writes a row holds its lock, so ids of a row's events rise with its transactions.
 
 Two scans of indexes find a window's rows, whatever its size and the log's:
-- those of transactions that began after the older snapshot. Their ids are above the *floor*, where the ids stood
-  before that snapshot was taken, and below the *ceiling*, where they stood after the newer one was;
-- those of transactions that were running at the older snapshot, of which there are few.
+- those of transactions from the older snapshot's `xmax` on. (They need not have begun after it: a snapshot does not
+  list running transactions that are younger than all that are over.) Their ids lie between the *floor*, which is looked
+  up when the window is opened, and the *ceiling*, where the ids stood after the newer snapshot was taken;
+- those of transactions that the older snapshot lists as running, of which there are few.
 """
 
 from __future__ import annotations
@@ -50,17 +51,11 @@ class Position:
 
     def done(self) -> Position:
         """At the end of the window."""
-        return Position(self.until, self.until_floor, self.until, self.until_floor, self.until_ceiling)
+        return Position(self.until, 0, self.until, 0, self.until_ceiling)
 
     def at(self, last_id: int) -> Position:
         """Further within the window."""
         return replace(self, last_id=last_id)
-
-    def opened(self, horizon: Horizon) -> Position:
-        """With a window up to a horizon. The position must be done; where it is beyond the horizon it stays."""
-        if age(horizon.snapshot) <= age(self.since):
-            return self
-        return Position(self.since, self.since_floor, horizon.snapshot, horizon.floor, horizon.ceiling)
 
 
 def age(snapshot: str) -> tuple[int, int]:
@@ -71,33 +66,48 @@ def age(snapshot: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """A snapshot, with where the ids stood before and after it."""
+    """A snapshot, and where the ids stood after it."""
 
     snapshot: str
-    floor: int
     ceiling: int
 
     def position(self) -> Position:
         """That of whoever begins now."""
-        return Position(self.snapshot, self.floor, self.snapshot, self.floor, self.ceiling)
+        return Position(self.snapshot, 0, self.snapshot, 0, self.ceiling)
 
 
 _LAST = f"(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {IDS})"
-FLOOR = f"SELECT {_LAST}"
+LAST = f"SELECT {_LAST}"
 # A statement's snapshot is taken before anything in it is evaluated.
 SNAPSHOT = f"SELECT pg_current_snapshot()::text, {_LAST}"
 
 
 def beginning(horizon: Horizon) -> Position:
     """The position of whoever is to read all that the log has."""
-    return Position(BEGINNING, 0, horizon.snapshot, horizon.floor, horizon.ceiling)
+    return Position(BEGINNING, 0, horizon.snapshot, 0, horizon.ceiling)
 
 
 def horizon(connection: psycopg.Connection[Any]) -> Horizon:
     """Now. The connection is in autocommit: each statement takes its own snapshot."""
-    floor = one(connection.execute(FLOOR))[0]
-    snapshot, ceiling = one(connection.execute(SNAPSHOT))
-    return Horizon(snapshot, floor, ceiling)
+    return Horizon(*one(connection.execute(SNAPSHOT)))
+
+
+# OFFSET 0: PostgreSQL would otherwise look for the minimum from the log's beginning on.
+_FIRST = f"""
+SELECT coalesce(min(id), 0) FROM (
+    SELECT id FROM {LOG} WHERE xid >= pg_snapshot_xmax(%(since)s::pg_snapshot)
+        AND pg_visible_in_snapshot(xid, %(until)s::pg_snapshot) OFFSET 0
+) AS later
+"""
+
+
+def opened(connection: psycopg.Connection[Any], position: Position, horizon: Horizon) -> Position:
+    """The position with a window up to a horizon. It must be done; where it is beyond the horizon it stays."""
+    if age(horizon.snapshot) <= age(position.since):
+        return position
+    first = one(connection.execute(_FIRST, {"since": position.since, "until": horizon.snapshot}))[0]
+    floor = max(position.since_floor, first - 1)
+    return Position(position.since, floor, horizon.snapshot, 0, horizon.ceiling)
 
 
 def one(cursor: psycopg.Cursor[Any]) -> Any:

@@ -102,7 +102,7 @@ class Tail(Companion):
         if self.position is None:
             identity.recognise(connection)
             self.position = reading.horizon(connection).position()
-        if reading.one(connection.execute(reading.FLOOR))[0] == 0:
+        if reading.one(connection.execute(reading.LAST))[0] == 0:
             self._close()
             return None
         if self._said:
@@ -130,7 +130,7 @@ class Tail(Companion):
         if position is None:
             return False
         if position.is_done:
-            position = position.opened(reading.horizon(connection))
+            position = reading.opened(connection, position, reading.horizon(connection))
         query, given = reading.query(position, _AT_ONCE)
         rows = connection.execute(query, given).fetchall()
         self.position = position.at(rows[-1][0]) if len(rows) == _AT_ONCE else position.done()

@@ -306,7 +306,7 @@ class Worker:
         position, careful = leases[0].position, leases[0].careful_id
         if position.is_done:
             careful = None
-            position = position.opened(horizon)
+            position = reading.opened(self._own, position, horizon)
             if position.is_done:
                 return self._acknowledge(leases, position)
         is_careful = careful is not None and position.last_id < careful

@@ -1,0 +1,59 @@
+"""Positions are snapshots: what they miss, and what they cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from pgsignals.durable import reading
+
+from .conftest import connect
+from .working import clear_log
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def _empty(transactional_db: object) -> None:
+    clear_log()
+
+
+INSERT = "INSERT INTO ledger_account (owner, balance, note) VALUES (%s, 0, '')"
+
+
+def owners(position: reading.Position) -> tuple[list[str], reading.Position]:
+    """What is between a position and now."""
+    with reading.connect("default", "pgsignals test") as own:
+        position = reading.opened(own, position, reading.horizon(own))
+        rows = own.execute(*reading.query(position, 1000)).fetchall()
+    return [row[6] for row in rows], position.done()
+
+
+def now() -> reading.Position:
+    with reading.connect("default", "pgsignals test") as own:
+        return reading.horizon(own).position()
+
+
+def test_the_youngest_transaction_that_runs_is_listed_in_no_snapshot_and_is_not_missed() -> None:
+    """Its id is not below the snapshot's xmax, and its rows are older than the snapshot."""
+    with connect() as slow:
+        slow.autocommit = False
+        slow.execute(INSERT, ["slow"])
+        position = now()
+        slow.commit()
+    (found,), _ = owners(position)
+    assert '"slow"' in found
+
+
+def test_what_ran_and_what_came_later_is_read_in_the_order_of_ids() -> None:
+    with connect() as slow, connect() as fast:
+        slow.autocommit = False
+        slow.execute(INSERT, ["1"])
+        fast.execute(INSERT, ["2"])
+        position = now()
+        slow.execute(INSERT, ["3"])
+        fast.execute(INSERT, ["4"])
+        seen, later = owners(position)
+        assert [one.split('"')[1] for one in seen] == ["4"]
+        slow.commit()
+    seen, _ = owners(later)
+    assert [one.split('"')[1] for one in seen] == ["1", "3"]
