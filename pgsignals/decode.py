@@ -53,7 +53,12 @@ class Decoder:
         model and wire.UnknownVersion for what a newer pgsignals wrote.
         """
         if channel == wire.CHANNEL:
-            return self._rows(channel, wire.parse_rows(payload))
+            parsed = wire.parse_rows(payload)
+            source = self._sources.get((parsed.label, parsed.code, channel))
+            # The usual case: one row of a model that is known already.
+            if source is not None and len(parsed.rows) == 1 and parsed.code != _TRUNCATE:
+                return [PgEvent(source, parsed, parsed.rows[0])]
+            return self._rows(channel, parsed)
         document = read_message(payload)
         if wire.looks_like_rows(document):
             return self._rows(channel, wire.read_rows(document))

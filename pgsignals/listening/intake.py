@@ -68,10 +68,12 @@ class Intake:
         events: list[PgEvent] = []
         size = 0
         for encoded, pid, payload in notifications:
-            if encoded in aside:
-                aside[encoded](payload)
-                continue
-            channel = names.get(encoded) or self._name(encoded)
+            channel = names.get(encoded)
+            if channel is None:
+                if encoded in aside:
+                    aside[encoded](payload)
+                    continue
+                channel = self._name(encoded)
             size += len(payload)
             try:
                 events += decode(channel, payload)
