@@ -116,6 +116,7 @@ UPDATE {PARTITION} SET owner = %(worker)s, epoch = epoch + 1,
     careful_id = greatest(careful_id, claimed_id)
 WHERE id IN (
     SELECT id FROM {PARTITION} WHERE group_name = %(group)s AND (owner IS NULL OR leased_until < clock_timestamp())
+        AND (waits_until IS NULL OR waits_until < clock_timestamp())
     ORDER BY number LIMIT %(most)s FOR UPDATE SKIP LOCKED
 )
 RETURNING id, number, epoch, careful_id, claimed_id, claims, failures, {_POSITION}
@@ -155,6 +156,11 @@ def renew(connection: psycopg.Connection[Any], leases: Sequence[Lease], lease: f
         {**_mine(leases), "lease": lease},
     ).fetchall()
     return {row[0] for row in rows}
+
+
+def abandon(connection: psycopg.Connection[Any], worker: str) -> None:
+    """Give back all that a worker has."""
+    connection.execute(f"UPDATE {PARTITION} SET owner = NULL, leased_until = NULL WHERE owner = %s", [worker])
 
 
 def release(connection: psycopg.Connection[Any], leases: Sequence[Lease]) -> None:

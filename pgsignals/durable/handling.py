@@ -31,6 +31,7 @@ class Handler:
         self.group = group
         self._registry = registry
         self._slowness = Slowness()
+        self._running: tuple[Receiver, float] | None = None
         self._loop: asyncio.Runner | None = None
         self._known: dict[Source, list[Receiver]] = {}
         self._known_for = -1
@@ -103,6 +104,7 @@ class Handler:
     def call(self, receiver: Receiver, argument: Any, *, keep_transaction: bool = False) -> BaseException | None:
         """Call one receiver. What it raised, or None; also for what it asked to discard."""
         began = time.perf_counter()
+        self._running = (receiver, began)
         error: BaseException | None = None
         try:
             if receiver.is_async:
@@ -114,6 +116,7 @@ class Handler:
         except BaseException as raised:  # SystemExit too: a receiver ends no worker
             error = raised
         seconds = time.perf_counter() - began
+        self._running = None
         count(receiver, argument, seconds, failed=error is not None)
         if error is not None and not isinstance(error, Retry):
             report(receiver.function, receiver.name, argument, error)
@@ -121,6 +124,12 @@ class Handler:
             tidy(receiver)
         self._slowness.ended(receiver, seconds, argument)
         return error
+
+    def watch(self) -> None:
+        """Warn of a receiver that takes its time. Called in another thread."""
+        if (running := self._running) is not None:
+            receiver, began = running
+            self._slowness.running(receiver, time.perf_counter() - began, 0)
 
     def _run(self, receiver: Receiver, argument: Any) -> None:
         if self._loop is None:

@@ -112,6 +112,7 @@ CREATE TABLE IF NOT EXISTS {PARKED} (
     error text NOT NULL DEFAULT '',
     UNIQUE (group_name, event_id)
 );
+CREATE INDEX IF NOT EXISTS {PARKED}_key ON {PARKED} (group_name, source, key, event_id);
 CREATE TABLE IF NOT EXISTS {DEAD} (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     group_name varchar(100) NOT NULL,

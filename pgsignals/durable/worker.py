@@ -117,6 +117,11 @@ class Worker:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def watch(self) -> None:
+        """Warn of a receiver that takes its time. Called in another thread."""
+        if self._handler is not None:
+            self._handler.watch()
+
     def prolong(self, connection: psycopg.Connection[Any]) -> None:
         """Renew the leases. Called in another thread, whatever a receiver does to this one."""
         leases = list(self.leases.values())
@@ -145,7 +150,7 @@ class Worker:
                     self.group,
                     self._settings.LEASE,
                 )
-                self._forget()
+                self._begin_anew()
             except (psycopg.Error, DjangoError, OSError) as error:
                 attempt += 1
                 wait = random.uniform(0.1, min(_LONGEST_RECONNECT, 0.2 * 2 ** min(attempt, 10)))  # noqa: S311
@@ -168,11 +173,22 @@ class Worker:
         if self._connection is None:
             self._connection = reading.connect(self.database, f"pgsignals group {self.group}")
             identity.recognise(self._connection)
+            # After a lost connection nobody needs to wait for the leases of before.
+            groups.abandon(self._connection, self.name)
             self._partitions = groups.register(
                 self._connection, self.group, self._settings.PARTITIONS, self._atomic, self._start
             )
         if self._handler is None:
             self._handler = Handler(self.group, self._registry)
+        self._balanced = -1e9
+
+    def _begin_anew(self) -> None:
+        """Give back what is still this worker's, and see what it gets."""
+        try:
+            groups.abandon(self._own, self.name)
+        except psycopg.Error:
+            self._disconnect()
+        self._forget()
         self._balanced = -1e9
 
     def _forget(self) -> None:
@@ -308,7 +324,8 @@ class Worker:
             careful = None
             position = reading.opened(self._own, position, horizon)
             if position.is_done:
-                return self._acknowledge(leases, position)
+                self._acknowledge(leases, position)
+                return False
         is_careful = careful is not None and position.last_id < careful
         limit = 1 if is_careful else self._settings.LOG_BATCH
         rows = self._read(position, limit, leases)
@@ -326,8 +343,8 @@ class Worker:
         if not wanted:
             if unknown is not None:
                 self._wait(leases, self._settings.LOG_POLL)
-            self._set(leases, after, careful if is_careful else None)
-            return self._acknowledge(leases, after, lazily=not rows) or bool(rows)
+            self._acknowledge(leases, after, careful if is_careful else None, lazily=not rows)
+            return bool(rows)
         if is_careful:
             self._handle_carefully(leases, position, after, wanted[0], careful)
         elif self._atomic:
@@ -388,12 +405,13 @@ class Worker:
         self._stored = time.monotonic()
         self._dirty = bool(said.get("claimed"))
 
-    def _acknowledge(self, leases: list[Lease], position: Position, lazily: bool = True) -> bool:
+    def _acknowledge(
+        self, leases: list[Lease], position: Position, careful: int | None = None, lazily: bool = True
+    ) -> None:
         """Write the position where events were handled up to it, and now and then where there were none."""
-        self._set(leases, position, None)
+        self._set(leases, position, careful)
         if self._dirty or not lazily or self._draining or time.monotonic() - self._stored > self._settings.LEASE / 2:
-            self._move(self._own, leases, position)
-        return False
+            self._move(self._own, leases, position, careful=careful)
 
     def _wait(self, leases: Sequence[Lease], seconds: float) -> None:
         for lease in leases:
@@ -729,4 +747,7 @@ class Worker:
             self._draining = reading.horizon(connection)
 
     def _is_drained(self) -> bool:
+        """Also where there is more, and nobody may, or can, handle it now; that was said in the log."""
+        if self._paused or self._waits:
+            return True
         return self._draining is not None and groups.is_finished(self._own, self.group, self._draining)

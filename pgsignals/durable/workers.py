@@ -91,6 +91,8 @@ class Workers(Companion):
                 for worker in self.workers:
                     worker.prolong(self._connection)
                 while (left := next_pulse - time.monotonic()) > 0 and not self._stopping.is_set():
+                    for worker in self.workers:
+                        worker.watch()
                     self._stopping.wait(min(left, self._housekeeping.step(self._connection)))
             except (psycopg.Error, OSError, ImproperlyConfigured) as error:
                 logger.warning("Leases cannot be renewed: %s. Trying again.", " ".join(str(error).split()))

@@ -72,6 +72,13 @@ class Command(OfflineChecks):
             "--workers", type=int, default=1, metavar="N", help=_("Threads for each group in this process; 1.")
         )
         parser.add_argument("--drain", action="store_true", help=_("Handle what the groups have waiting now, and end."))
+        parser.add_argument(
+            "--no-relay",
+            action="store_true",
+            help=_(
+                "Work for groups only, and look into the log now and then: where a pooler is the only way."
+            ),
+        )
         parser.add_argument("--no-channels", action="store_true", help=_("Feed no channel layer."))
         parser.add_argument(
             "--health-file", metavar="PATH", help=_("A file to touch each time when delivery has been proven.")
@@ -141,13 +148,40 @@ class Command(OfflineChecks):
         self._printing = bool(options["print_events"])
         handler = self._show_log()
         try:
-            asyncio.run(self._run(options))
+            if options["no_relay"]:
+                self._work(options)
+            else:
+                asyncio.run(self._run(options))
         except (RelayRefused, LookupError) as error:
             raise CommandError(str(error)) from error
         finally:
             if handler is not None:
                 logger.removeHandler(handler)
         self._say(_("Stopped."))
+
+    def _work(self, options: dict[str, Any]) -> None:
+        """Groups alone: nothing is listened to."""
+        workers = self._workers(options)
+        if workers is None:
+            raise CommandError("--no-relay: there are no groups to handle events for.")
+        ended = threading.Event()
+
+        def end(number: int, frame: object) -> None:
+            if ended.is_set():
+                os._exit(128 + number)
+            ended.set()
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, end)
+        self._introduce_groups(workers)
+        workers.start()
+        try:
+            while not ended.wait(1.0):  # a wait without end would keep Python from handling signals
+                pass
+        finally:
+            self._say(_("Stopping; a running receiver may finish. A second signal ends it at once."))
+            workers.stop()
 
     async def _run(self, options: dict[str, Any]) -> None:
         channels: list[str] = options["channels"]
@@ -223,13 +257,14 @@ class Command(OfflineChecks):
             self._say(_("  No receivers: no app's receivers.py has a function under @on_pg_event."))
         for companion in relay.companions:
             if isinstance(companion, Workers):
-                names = sorted({worker.group for worker in companion.workers})
-                self._say(
-                    _("  Groups: %(names)s, %(count)d workers.")
-                    % {"names": ", ".join(names), "count": len(companion.workers)}
-                )
+                self._introduce_groups(companion)
         if forwards:
             self._say(_("  Channels: forwarding to the layer %(alias)r.") % {"alias": conf.get().CHANNEL_LAYER})
+
+    def _introduce_groups(self, workers: Workers) -> None:
+        names = ", ".join(sorted({worker.group for worker in workers.workers}))
+        said = {"names": names, "count": len(workers.workers)}
+        self._say(_("  Groups: %(names)s; %(count)d workers.") % said)
 
     def _say(self, text: str) -> None:
         # Where events are printed, standard output is theirs alone.
