@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Sequence
 
 from .. import conf
@@ -19,6 +20,9 @@ from .looped import Looped
 from .threaded import Threaded
 
 logger = logging.getLogger("pgsignals.dispatch")
+
+_WAKE_EVERY = 0.001
+"""Seconds, at least, between two times that the receivers' thread is woken."""
 
 _WATCH_EVERY = 0.25
 """Seconds between two looks at running receivers."""
@@ -53,6 +57,8 @@ class ReceiversSink(Sink):
         self.looped = Looped(Feed(self._for_loop, registry, True, self._wants), slowness)
         self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = 0.0
+        self._waking: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Start the thread."""
@@ -66,10 +72,25 @@ class ReceiversSink(Sink):
             self._see_who_waits()
         if self._for_threads or pg_event.receivers:
             self._for_thread.put(events, size)
-            self.threaded.wake()
+            self._wake_thread()
         if self._for_loops:
             self._for_loop.put(events, size)
             self.looped.wake()
+
+    def _wake_thread(self) -> None:
+        """The first of a burst at once, and then now and then: two threads that take turns are slower than one."""
+        if self._waking is not None:
+            return
+        now = time.monotonic()
+        if self._loop is None or now - self._woken >= _WAKE_EVERY:
+            self._woken = now
+            self.threaded.wake()
+        else:
+            self._waking = self._loop.call_later(_WAKE_EVERY, self._wake_later)
+
+    def _wake_later(self) -> None:
+        self._waking, self._woken = None, time.monotonic()
+        self.threaded.wake()
 
     def _see_who_waits(self) -> None:
         self._known_for = self.registry.version
