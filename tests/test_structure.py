@@ -18,7 +18,7 @@ ROOT = Path(pgsignals.__file__).parent
 ROWS = [
     ["event"],
     ["tables", "values", "wire"],
-    ["decode"],
+    ["decode", "models"],
     ["conf", "signals"],
     ["context"],
     ["publishing"],
@@ -30,12 +30,12 @@ ROWS = [
     ["durable"],
     ["listening"],
     ["live", "ready"],
-    ["asgi", "checks", "management", "testing", "wsgi"],
+    ["admin", "asgi", "checks", "management", "testing", "wsgi"],
     ["apps", "pytest_plugin"],
 ]
 RANK = {room: number for number, row in enumerate(ROWS) for room in row}
 # The public names; Django's own places, which hold no code of ours.
-OUTSIDE = {"__init__", "models", "migrations"}
+OUTSIDE = {"__init__", "migrations"}
 FILES = sorted(
     path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0].removesuffix(".py") not in OUTSIDE
 )

@@ -145,5 +145,3 @@ def test_a_session_that_is_ended_by_the_server_is_replaced(child_environment: di
 def state(pid: int) -> str:
     with open(f"/proc/{pid}/stat") as file:
         return file.read().rsplit(")", 1)[1].split()[0]
-
-

@@ -1,1 +1,6 @@
-urlpatterns: list = []
+"""The admin, for the tests of ours."""
+
+from django.contrib import admin
+from django.urls import path
+
+urlpatterns = [path("admin/", admin.site.urls)]

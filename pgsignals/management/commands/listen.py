@@ -75,9 +75,7 @@ class Command(OfflineChecks):
         parser.add_argument(
             "--no-relay",
             action="store_true",
-            help=_(
-                "Work for groups only, and look into the log now and then: where a pooler is the only way."
-            ),
+            help=_("Work for groups only, and look into the log now and then: where a pooler is the only way."),
         )
         parser.add_argument("--no-channels", action="store_true", help=_("Feed no channel layer."))
         parser.add_argument(

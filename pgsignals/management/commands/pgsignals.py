@@ -12,10 +12,13 @@ from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.db.utils import DatabaseError, NotSupportedError
+from django.utils import timezone
 from django.utils.connection import ConnectionDoesNotExist
+from django.utils.dateparse import parse_datetime
 from django.utils.translation import gettext as _
 
 from pgsignals import conf
+from pgsignals.durable import control
 from pgsignals.event import OPERATIONS
 from pgsignals.listening.listeners import Listening, listeners, queue_usage
 from pgsignals.publishing import PublishError, publish
@@ -29,7 +32,7 @@ from .listen import OfflineChecks, channels_sink
 
 
 class Command(OfflineChecks):
-    """The subcommands listen, publish, status, sync and track."""
+    """The subcommands group, listen, publish, replay, status, sync and track."""
 
     help = "Listen to PostgreSQL, publish a message, look after triggers."
 
@@ -46,7 +49,17 @@ class Command(OfflineChecks):
         looking.add_argument("--check", action="store_true", help=_("Exit with 1 unless everything is installed."))
         syncing = commands.add_parser("sync", help=_("Create missing triggers, and renew outdated ones."))
         syncing.add_argument("--prune", action="store_true", help=_("Drop those that nothing declares, too."))
-        for one in (publishing, looking, syncing):
+        replaying = commands.add_parser("replay", help=_("Have a group handle events of the log again."))
+        replaying.add_argument("--group", required=True)
+        replaying.add_argument("--since", required=True, help=_("A moment, such as 2026-11-24T06:00."))
+        replaying.add_argument("--model", help=_("Only events of this model (app.Model), or messages of this channel."))
+        replaying.add_argument("--key", help=_("Only events of this key, as JSON: 17, or '\"ada\"'."))
+        replaying.add_argument("--dry-run", action="store_true", help=_("Say how many events these are; do nothing."))
+        grouping = commands.add_parser("group", help=_("Pause a group, send it elsewhere in the log, or delete it."))
+        grouping.add_argument("what", choices=["pause", "resume", "skip", "reset", "forget"])
+        grouping.add_argument("name")
+        grouping.add_argument("--to", choices=["now", "beginning"], default="now", help=_("Of reset; now."))
+        for one in (publishing, looking, syncing, replaying, grouping):
             one.add_argument("--database", help=_("Alias of the database; PGSIGNALS['DATABASE'] by default."))
         self._add_track(commands.add_parser("track", help=_("Write the migration that announces somebody's model.")))
 
@@ -70,7 +83,10 @@ class Command(OfflineChecks):
             return
         try:
             getattr(self, f"_{command}")(**options)
-        except (PublishError, NotSupportedError, ConnectionDoesNotExist, DatabaseError, track.TrackError) as error:
+        except (
+            *(PublishError, NotSupportedError, ConnectionDoesNotExist, DatabaseError, track.TrackError),
+            control.NoSuchGroup,
+        ) as error:
             raise CommandError(" ".join(str(error).split())) from error
 
     def _publish(self, *, channel: str, payload: str, database: str | None, **options: Any) -> None:
@@ -83,21 +99,47 @@ class Command(OfflineChecks):
             ) from error
         publish(channel, message, using=database)
 
+    def _replay(self, *, group: str, since: str, database: str | None, dry_run: bool, **options: Any) -> None:
+        moment = parse_datetime(since)
+        if moment is None:
+            raise CommandError(_("--since %(since)r is no moment; write it as 2026-11-24T06:00.") % {"since": since})
+        if timezone.is_naive(moment):
+            moment = timezone.make_aware(moment)
+        alias = self._postgres(database)
+        count = control.replay(alias, group, moment, model=options["model"], key=options["key"], dry_run=dry_run)
+        said = {"count": count, "group": group}
+        self.stdout.write(
+            _("Dry run: %(count)d events would come again to %(group)r.") % said
+            if dry_run
+            else _("%(count)d events come again to %(group)r.") % said
+        )
+
+    def _group(self, *, what: str, name: str, to: str, database: str | None, **options: Any) -> None:
+        alias = self._postgres(database)
+        if what in ("skip", "reset"):
+            control.reset(alias, name, "now" if what == "skip" else to)
+        else:
+            {"pause": control.pause, "resume": control.resume, "forget": control.forget}[what](alias, name)
+        self.stdout.write(_("Done: %(what)s %(name)r.") % {"what": what, "name": name})
+
     def _status(self, *, database: str | None, check: bool, verbosity: int, **options: Any) -> None:
         alias = self._postgres(database)
         rows = sync.compare(alias)
         relays, usage = listeners(alias, _duties()), queue_usage(alias)
+        groups = control.status(alias)
         if options["json"]:
             said = {
                 "database": alias,
                 "triggers": [_as_dict(row) for row in rows],
                 "listeners": [asdict(one) for one in relays],
                 "notification_queue_usage": usage,
+                "groups": [asdict(one) for one in groups],
             }
             self.stdout.write(json.dumps(said, indent=2, cls=DjangoJSONEncoder))
         else:
             self._print_table([_TITLES, *(_as_texts(row) for row in rows)])
             self._print_listeners(relays, usage)
+            self._print_groups(groups)
             if _waiting_migrations(alias):
                 self.stdout.write(_("There are migrations that were not applied: migrate first."))
         # In a database that projects share, another's triggers are no fault.
@@ -119,6 +161,21 @@ class Command(OfflineChecks):
             self.stdout.write(
                 _("A listener does not read, or stands in a transaction. When the queue is full, commits fail.")
             )
+
+    def _print_groups(self, groups: list[control.GroupStatus]) -> None:
+        if not groups:
+            return
+        self.stdout.write("")
+        self._print_table([_GROUP_TITLES, *map(_group_texts, groups)])
+        for one in groups:
+            if one.holds_up:
+                self.stdout.write(
+                    _(
+                        "The log keeps events longer than LOG_KEEP because of %(name)r: run its workers, or delete it "
+                        "with: manage.py pgsignals group forget %(name)s"
+                    )
+                    % {"name": one.name}
+                )
 
     def _print_table(self, rows: list[tuple[str, ...]]) -> None:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -168,6 +225,24 @@ class Command(OfflineChecks):
 
 
 _QUEUE_IS_FILLING = 0.1
+
+_GROUP_TITLES = ("group", "state", "lag", "behind", "workers", "leased", "parked", "dead", "handled")
+
+
+def _group_texts(one: control.GroupStatus) -> tuple[str, ...]:
+    state = "paused" if one.paused else "waits, all fail" if one.waits else "works" if one.workers else "nobody works"
+    return (
+        one.name + (" (atomic)" if one.atomic else ""),
+        state,
+        f"{one.lag}{'+' if one.lag >= control.COUNTED else ''}",
+        f"{one.seconds:.1f} s",
+        str(one.workers),
+        f"{one.leased}/{one.partitions}",
+        str(one.parked),
+        str(one.dead),
+        str(one.handled),
+    )
+
 
 _LISTENER_TITLES = ("listener", "state", "waiting", "lag", "user", "from", "since", "does alone")
 

@@ -1,0 +1,301 @@
+"""The log in Django's admin: events, groups with their lag, positions, workers, parked events and dead letters.
+
+All of it is read-only. Who may change groups pauses and resumes them; who may change dead letters edits what they say,
+and has them tried again or given up.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from .durable import control
+from .models import DeadLetter, DelayedMessage, Group, LogEntry, ParkedEvent, Partition, Worker
+
+if TYPE_CHECKING:
+    from django.db.models import Model, QuerySet
+
+    _Admin = admin.ModelAdmin[Model]
+    _Form = forms.ModelForm[DeadLetter]
+    _Pages = Paginator[Any]
+else:
+    _Admin, _Form, _Pages = admin.ModelAdmin, forms.ModelForm, Paginator
+
+_MOST_COUNTED = 10_000
+"""Rows of the log that the changelist counts: nobody turns to the page after these, and millions take long."""
+
+
+class ShortPaginator(_Pages):
+    """Counts no further than anybody looks."""
+
+    @cached_property
+    def count(self) -> int:
+        """At most _MOST_COUNTED."""
+        objects: Any = self.object_list
+        return int(objects.order_by()[:_MOST_COUNTED].count())
+
+
+class ReadOnlyAdmin(_Admin):
+    """Shows, and changes nothing."""
+
+    show_full_result_count = False
+    paginator = ShortPaginator
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Nobody."""
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Nobody."""
+        return False
+
+    def may_act(self, request: HttpRequest) -> bool:
+        """Whether the user may do what this admin offers besides looking."""
+        return super().has_change_permission(request)
+
+
+def pretty(text: str) -> SafeString:
+    """JSON, indented; other text as it is."""
+    try:
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    except ValueError:
+        pass
+    return format_html("<pre>{}</pre>", text)
+
+
+class StoredAdmin(ReadOnlyAdmin):
+    """Of events as they are stored."""
+
+    @admin.display(description=_("about"))
+    def about(self, stored: Any) -> SafeString:
+        """The head: what changed, the context."""
+        return pretty(stored.head)
+
+    @admin.display(description=_("row or payload"))
+    def row(self, stored: Any) -> SafeString:
+        """The key, then old and new values in the order of `f` of the head; or a message's payload."""
+        return pretty(stored.body)
+
+
+@admin.register(LogEntry)
+class LogEntryAdmin(StoredAdmin):
+    """Searchable by exact source and key, for which there is an index; by time with `at__gte` in the filter."""
+
+    list_display = ["id", "at", "source", "op", "key", "xid"]
+    list_filter = ["op", "at"]
+    search_fields = ["source__exact", "key__exact"]
+    search_help_text = _("A model's label or a channel, and a key as JSON: flights.flight 17")
+    _all = ("id", "at", "xid", "source", "op", "key", "about", "row")
+    fields = _all
+    readonly_fields = _all
+    ordering = ["-id"]
+
+
+@admin.register(Group)
+class GroupAdmin(ReadOnlyAdmin):
+    """Who is how far."""
+
+    list_display = ["name", "state", "lag", "behind", "working", "parked", "dead", "handled"]
+    _all = ("name", "atomic", "partitions", "created_at", "paused_at", "lag", "behind", "working", "parked", "dead")
+    fields = _all
+    readonly_fields = _all
+    actions = ["pause", "resume"]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        """With what is to be said of each, looked up once for all."""
+        queryset = super().get_queryset(request)
+        self._status = {one.name: one for one in control.status(queryset.db)}
+        return queryset
+
+    def _of(self, group: Group) -> control.GroupStatus | None:
+        return self._status.get(group.name)
+
+    @admin.display(description=_("state"))
+    def state(self, group: Group) -> str:
+        """Paused, waiting, working, or nobody there."""
+        one = self._of(group)
+        if one is None:
+            return "?"
+        if one.paused:
+            return str(_("paused"))
+        if one.waits:
+            return str(_("waits, because everything failed"))
+        return str(_("works") if one.workers else _("nobody works"))
+
+    @admin.display(description=_("lag, events"))
+    def lag(self, group: Group) -> str:
+        """Events that it has not handled."""
+        one = self._of(group)
+        return "" if one is None else f"{one.lag}{'+' if one.lag >= control.COUNTED else ''}"
+
+    @admin.display(description=_("behind, seconds"))
+    def behind(self, group: Group) -> str:
+        """Since the oldest of these was written."""
+        one = self._of(group)
+        return "" if one is None else f"{one.seconds:.1f}"
+
+    @admin.display(description=_("workers"))
+    def working(self, group: Group) -> str:
+        """How many there are, and how many partitions they have."""
+        one = self._of(group)
+        return "" if one is None else f"{one.workers} ({one.leased}/{one.partitions})"
+
+    @admin.display(description=_("parked"))
+    def parked(self, group: Group) -> int:
+        """Events that wait for another attempt."""
+        one = self._of(group)
+        return 0 if one is None else one.parked
+
+    @admin.display(description=_("dead"))
+    def dead(self, group: Group) -> int:
+        """Events that were given up."""
+        one = self._of(group)
+        return 0 if one is None else one.dead
+
+    @admin.display(description=_("handled"))
+    def handled(self, group: Group) -> int:
+        """Since the group is there."""
+        one = self._of(group)
+        return 0 if one is None else one.handled
+
+    def has_pause_permission(self, request: HttpRequest) -> bool:
+        """Who may change groups."""
+        return self.may_act(request)
+
+    @admin.action(description=_("Pause"), permissions=["pause"])
+    def pause(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """Workers stop within a second."""
+        for group in queryset:
+            control.pause(queryset.db, group.name)
+
+    @admin.action(description=_("Resume"), permissions=["pause"])
+    def resume(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """They go on where they were."""
+        for group in queryset:
+            control.resume(queryset.db, group.name)
+
+
+@admin.register(Partition)
+class PartitionAdmin(ReadOnlyAdmin):
+    """Positions and leases."""
+
+    list_display = ["group_name", "number", "owner", "leased_until", "last_id", "failures", "moved_at"]
+    list_filter = ["group_name"]
+    ordering = ["group_name", "number"]
+
+
+@admin.register(Worker)
+class WorkerAdmin(ReadOnlyAdmin):
+    """Threads of `listen` processes."""
+
+    list_display = ["name", "group_name", "started_at", "seen_at"]
+    list_filter = ["group_name"]
+
+
+@admin.register(DelayedMessage)
+class DelayedMessageAdmin(ReadOnlyAdmin):
+    """Messages that are not due yet."""
+
+    list_display = ["due_at", "channel", "key"]
+    ordering = ["due_at"]
+
+
+@admin.register(ParkedEvent)
+class ParkedEventAdmin(StoredAdmin):
+    """Events that failed, or wait behind one that did."""
+
+    list_display = ["event_id", "group_name", "source", "op", "key", "attempts", "next_at", "error"]
+    list_filter = ["group_name"]
+    search_fields = ["source__exact", "key__exact"]
+    _all = ("event_id", "group_name", "at", "source", "op", "key", "attempts", "next_at", "error", "about", "row")
+    fields = _all
+    readonly_fields = _all
+    ordering = ["event_id"]
+
+
+class DeadLetterForm(_Form):
+    """What the event says may be put right before it is tried again."""
+
+    class Meta:
+        model = DeadLetter
+        fields = ("body",)
+
+    def clean_body(self) -> str:
+        """It must still be JSON, of the same kind."""
+        text = str(self.cleaned_data["body"])
+        try:
+            said = json.loads(text)
+        except ValueError as error:
+            raise ValidationError(_("This is not JSON: %(error)s") % {"error": error}) from error
+        if self.instance.op != "m" and type(said) is not type(json.loads(self.instance.body)):
+            raise ValidationError(_("A row stays a list (its key, old and new values), or an object of columns."))
+        return text
+
+
+@admin.register(DeadLetter)
+class DeadLetterAdmin(StoredAdmin):
+    """Events that a group gave up. Saving an edited one has it tried again."""
+
+    form = DeadLetterForm  # type: ignore[assignment]
+    list_display = ["event_id", "group_name", "source", "op", "key", "attempts", "died_at", "error"]
+    list_filter = ["group_name", "died_at"]
+    search_fields = ["source__exact", "key__exact"]
+    _shown = ("event_id", "group_name", "at", "source", "op", "key", "attempts", "died_at", "error", "trace", "about")
+    fields = (*_shown, "body")
+    readonly_fields = _shown
+    actions = ["requeue", "discard"]
+    ordering = ["-died_at"]
+    save_on_top = False
+
+    @admin.display(description=_("traceback"))
+    def trace(self, letter: DeadLetter) -> SafeString:
+        """Of the last attempt."""
+        return format_html("<pre>{}</pre>", letter.traceback)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Who may change dead letters."""
+        return self.may_act(request)
+
+    def has_requeue_permission(self, request: HttpRequest) -> bool:
+        """The same."""
+        return self.may_act(request)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Keep what was written, and have the event tried again."""
+        alias = obj._state.db
+        type(obj).objects.using(alias).filter(pk=obj.pk).update(body=obj.body)
+        control.requeue(alias, [obj.pk])
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """As Django does; and say what becomes of the event."""
+        messages.info(request, _("The event is handled again by the group %(group)s.") % {"group": obj.group_name})
+        return super().log_change(request, obj, message)
+
+    @admin.action(description=_("Try again"), permissions=["requeue"])
+    def requeue(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """With all attempts."""
+        count = control.requeue(queryset.db, list(queryset.values_list("pk", flat=True)))
+        said = ngettext("%(count)d event is tried again.", "%(count)d events are tried again.", count)
+        messages.success(request, said % {"count": count})
+
+    @admin.action(description=_("Give up for good"), permissions=["requeue"])
+    def discard(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        """The events stay in the log as long as others do."""
+        count = control.discard(queryset.db, list(queryset.values_list("pk", flat=True)))
+        said = ngettext("%(count)d dead letter was deleted.", "%(count)d dead letters were deleted.", count)
+        messages.success(request, said % {"count": count})
