@@ -167,7 +167,10 @@ def begin(connection: psycopg.Connection[Any], one: Parked, lease: Lease) -> Non
 
 
 def forget(cursor: Any, one: Parked, lease: Lease) -> None:
-    """The event has been handled. Raises Fenced where that is not this worker's to say any more."""
+    """The event has been handled. Raises Fenced where that is not this worker's to say any more.
+
+    cursor: Django's, or one of psycopg's.
+    """
     cursor.execute(f"DELETE FROM {PARKED} WHERE id = %s AND {_HELD}", [one.id, lease.id, lease.epoch])
     if cursor.rowcount != 1:
         raise Fenced

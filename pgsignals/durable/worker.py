@@ -206,9 +206,10 @@ class Worker:
     def _end(self) -> None:
         try:
             if self._connection is not None:
+                self._flush()
                 groups.release(self._connection, list(self.leases.values()))
                 groups.leave(self._connection, self.name)
-        except psycopg.Error as error:
+        except (psycopg.Error, Fenced) as error:
             logger.warning("The worker %s could not give its partitions back: %s", self.name, error)
         self._disconnect()
         if self._handler is not None:
@@ -255,6 +256,7 @@ class Worker:
         workers = groups.report(self._own, self.name, self.group, self._settings.LEASE)
         share = -(-self._partitions // workers)
         if len(self.leases) > share:
+            self._flush()
             surplus = list(self.leases.values())[share:]
             groups.release(self._own, surplus)
             for lease in surplus:
@@ -307,13 +309,10 @@ class Worker:
         horizon = self._draining or reading.horizon(self._own)
         now = time.monotonic()
         self._waits = {number: until for number, until in self._waits.items() if until > now}
-        together: dict[tuple[Position, int | None, int | None, int, int], list[Lease]] = {}
-        for lease in self.leases.values():
-            if lease.id not in self._waits:
-                alike = (lease.position, lease.careful_id, lease.claimed_id, lease.claims, lease.failures)
-                together.setdefault(alike, []).append(lease)
-        for leases in together.values():
-            did |= self._piece(leases, horizon)
+        for leases in self._alike():
+            ready = [lease for lease in leases if lease.id not in self._waits]
+            if ready:
+                did |= self._piece(ready, horizon)
         did |= self._retry()
         return did
 
@@ -396,9 +395,10 @@ class Worker:
     ) -> None:
         """Write a position. Raises Fenced."""
         given = groups.movement(leases, position, **said)
-        cursor = connection.execute(groups.SAFELY if safely else groups.LAZILY, given)
-        changed = connection.rowcount if cursor is None else cursor.rowcount
-        if changed != len(leases):
+        # Django's cursor where the position is to commit with what receivers wrote.
+        cursor = connection if safely else connection.cursor()
+        cursor.execute(groups.SAFELY if safely else groups.LAZILY, given)
+        if cursor.rowcount != len(leases):
             raise Fenced
         for lease in groups.moved(leases, given, position):
             self.leases[lease.id] = lease
@@ -412,6 +412,20 @@ class Worker:
         self._set(leases, position, careful)
         if self._dirty or not lazily or self._draining or time.monotonic() - self._stored > self._settings.LEASE / 2:
             self._move(self._own, leases, position, careful=careful)
+
+    def _flush(self) -> None:
+        """Acknowledge what has been handled and not been written yet."""
+        if self._dirty:
+            for leases in self._alike():
+                self._move(self._own, leases, leases[0].position, careful=leases[0].careful_id)
+
+    def _alike(self) -> list[list[Lease]]:
+        """The leases that move on together: those of partitions at one position, in one state."""
+        together: dict[tuple[Position, int | None, int | None, int, int], list[Lease]] = {}
+        for lease in self.leases.values():
+            alike = (lease.position, lease.careful_id, lease.claimed_id, lease.claims, lease.failures)
+            together.setdefault(alike, []).append(lease)
+        return list(together.values())
 
     def _wait(self, leases: Sequence[Lease], seconds: float) -> None:
         for lease in leases:
@@ -691,7 +705,7 @@ class Worker:
         else:
             raised = handler.call_each(event)
             if raised is None:
-                failures.forget(self._own, one, lease)
+                failures.forget(self._own.cursor(), one, lease)
         if raised is not None:
             self._put_off(one, lease, Failure(one.row, raised, one.attempts + 1, limit))
 

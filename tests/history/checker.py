@@ -1,0 +1,430 @@
+"""The promises of docs/durable.md against random histories: `python -m tests.history.checker --seconds 60 --seed 7`.
+
+Writers do random transactions and note, in the same transaction, which events must follow. Workers in several processes
+handle these for several groups; meanwhile they are killed, stopped, cut off, kill themselves, and the server crashes.
+Then everything is let run out, and what the groups saw is compared with what was committed. The status is 1, and the
+history of the key is printed, where a promise was broken:
+
+- nothing committed is missing from any group, and nothing that was rolled back is in one;
+- what atomic groups wrote is there exactly once, in the order of each key;
+- what default groups saw twice, a fault explains: one between the first time and the second;
+- within a key a default group's order holds between events that one worker handled, and handled once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from typing import Any
+
+import psycopg
+
+from tests.postgres import Server
+from tests.servers import ROOT
+
+GROUPS = {"plain": "account", "atomic": "account", "lists": "account", "entries": "entry"}
+ATOMIC = {"atomic", "lists"}
+WORKERS = 3
+WRITERS = 4
+DRAIN_WITHIN = 90.0
+
+
+class Writer:
+    """One connection that does random transactions until it is stopped."""
+
+    tags = iter(range(1, 10**9))
+
+    def __init__(self, place: dict[str, Any], seed: int) -> None:
+        self.place = place
+        self.dice = random.Random(seed)
+        self.commits = self.rollbacks = self.broken = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with suppress(psycopg.Error), psycopg.connect(**self.place, connect_timeout=3) as connection:
+                while not self._stop.is_set():
+                    self._transaction(connection)
+            self.broken += 1
+            self._stop.wait(0.1)
+
+    def _transaction(self, connection: psycopg.Connection[Any]) -> None:
+        try:
+            for _ in range(self.dice.choice([1, 1, 1, 2, 5])):
+                if self.dice.random() < 0.2:
+                    self._in_savepoint(connection)
+                else:
+                    self._write(connection)
+            pause = self.dice.choice([0, 0, 0, 0.01, 0.05, 0.3])
+            if self.dice.random() < 0.002:
+                pause = 5
+            self._stop.wait(pause)
+            if self.dice.random() < 0.15:
+                connection.rollback()
+                self.rollbacks += 1
+            else:
+                connection.commit()
+                self.commits += 1
+        except (psycopg.errors.IntegrityError, psycopg.errors.DeadlockDetected, psycopg.errors.LockNotAvailable):
+            connection.rollback()
+            self.rollbacks += 1
+
+    def _in_savepoint(self, connection: psycopg.Connection[Any]) -> None:
+        with suppress(ZeroDivisionError), connection.transaction():
+            self._write(connection)
+            if self.dice.random() < 0.5:
+                raise ZeroDivisionError
+
+    def _write(self, connection: psycopg.Connection[Any]) -> None:
+        write = self.dice.choice(
+            [self._insert, self._update, self._update, self._bulk, self._move, self._delete, self._entry, self._entry]
+        )
+        write(connection, next(self.tags))
+
+    def _insert(self, connection: psycopg.Connection[Any], tag: int) -> None:
+        count = self.dice.choice([1, 1, 1, 30])
+        connection.execute(
+            "WITH new AS (INSERT INTO ledger_account (owner, balance, note) "
+            "SELECT '', 0, %s FROM generate_series(1, %s) RETURNING id) "
+            "INSERT INTO history_journal (op, key, tag) SELECT 'insert', id, %s FROM new",
+            [str(tag), count, tag],
+        )
+
+    def _update(self, connection: psycopg.Connection[Any], tag: int) -> None:
+        self._update_where(connection, tag, "id = (SELECT id FROM ledger_account ORDER BY random() LIMIT 1)")
+
+    def _bulk(self, connection: psycopg.Connection[Any], tag: int) -> None:
+        self._update_where(connection, tag, f"id %% 20 = {self.dice.randrange(20)}")
+
+    @staticmethod
+    def _update_where(connection: psycopg.Connection[Any], tag: int, where: str) -> None:
+        connection.execute(
+            f"WITH changed AS (UPDATE ledger_account SET note = %s WHERE {where} RETURNING id) "
+            "INSERT INTO history_journal (op, key, tag) SELECT 'update', id, %s FROM changed",
+            [str(tag), tag],
+        )
+
+    def _move(self, connection: psycopg.Connection[Any], tag: int) -> None:
+        row = connection.execute(
+            "SELECT id, note FROM ledger_account AS one WHERE NOT EXISTS (SELECT FROM ledger_entry WHERE account_id = "
+            "one.id) ORDER BY random() LIMIT 1 FOR UPDATE"
+        ).fetchone()
+        if row is None:
+            return
+        new = 1_000_000_000 + tag
+        connection.execute("UPDATE ledger_account SET id = %s, note = %s WHERE id = %s", [new, str(tag), row[0]])
+        connection.execute(
+            "INSERT INTO history_journal (op, key, tag) VALUES ('delete', %s, %s), ('insert', %s, %s)",
+            [row[0], int(row[1]), new, tag],
+        )
+
+    def _delete(self, connection: psycopg.Connection[Any], tag: int) -> None:
+        connection.execute(
+            "WITH gone AS (DELETE FROM ledger_account WHERE id = ("
+            "SELECT id FROM ledger_account AS one WHERE NOT EXISTS (SELECT FROM ledger_entry WHERE account_id = "
+            "one.id) ORDER BY random() LIMIT 1) RETURNING id, note) "
+            "INSERT INTO history_journal (op, key, tag) SELECT 'delete', id, note::bigint FROM gone"
+        )
+
+    def _entry(self, connection: psycopg.Connection[Any], tag: int) -> None:
+        row = connection.execute(
+            "SELECT id FROM ledger_account ORDER BY id LIMIT 1 OFFSET %s FOR UPDATE", [self.dice.randrange(10)]
+        ).fetchone()
+        if row is None:
+            return
+        connection.execute("INSERT INTO ledger_entry (account_id, amount) VALUES (%s, %s)", [row[0], tag])
+        connection.execute("INSERT INTO history_journal (op, key, tag) VALUES ('entry', %s, %s)", [row[0], tag])
+
+
+class History:
+    """A server, writers, workers, and what is done to them."""
+
+    def __init__(self, seed: int, wake_up: str) -> None:
+        self.dice = random.Random(seed)
+        self.server = Server(options="-c deadlock_timeout=200ms").start()
+        self.place = {
+            "host": str(self.server.folder),
+            "port": self.server.port,
+            "user": "postgres",
+            "dbname": "postgres",
+        }
+        self.settings = {"WAKE_UP": wake_up}
+        self.faults: list[tuple[float, float, str]] = []
+        self.workers: list[subprocess.Popen[bytes] | None] = [None] * WORKERS
+        self.bad = True
+        self.deaths = 0
+        self.log = open(self.server.folder / "workers.log", "wb")  # noqa: SIM115 - closed in close()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "DATABASE_URL": "",
+            "PGHOST": str(self.place["host"]),
+            "PGPORT": str(self.place["port"]),
+            "PGUSER": "postgres",
+            "PGPASSWORD": "",
+            "PGDATABASE": "postgres",
+            "PGSIGNALS_TEST_DATABASE": "postgres",
+            "PGSIGNALS_TEST_SETTINGS": json.dumps(self.settings),
+            "PGSIGNALS_TEST_BAD": "1" if self.bad else "0",
+            "DJANGO_SETTINGS_MODULE": "tests.history.settings",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def prepare(self) -> None:
+        command = [sys.executable, "-m", "django", "migrate", "--run-syncdb", "--verbosity", "0"]
+        subprocess.run(command, check=True, cwd=ROOT, env=self.environment())
+        self.execute("CREATE DATABASE elsewhere")
+        # A transaction that somebody forgot, and one that is open all the time, in another database of the cluster:
+        # both hold up whoever waits for the oldest.
+        with psycopg.connect(**{**self.place, "dbname": "elsewhere"}, autocommit=True) as other:
+            other.execute("CREATE TABLE x (y int)")
+            other.execute("BEGIN")
+            other.execute("INSERT INTO x VALUES (1)")
+            other.execute("PREPARE TRANSACTION 'forgotten'")
+
+    @contextmanager
+    def long_transaction(self) -> Iterator[None]:
+        with psycopg.connect(**{**self.place, "dbname": "elsewhere"}) as other:
+            other.execute("INSERT INTO x VALUES (2)")
+            try:
+                yield
+            finally:
+                with suppress(psycopg.Error):
+                    other.rollback()
+
+    def execute(self, query: str, *arguments: object) -> list[tuple[Any, ...]]:
+        with psycopg.connect(**self.place, autocommit=True, connect_timeout=5) as connection:
+            cursor = connection.execute(query, arguments or None)  # type: ignore[call-overload]
+            return cursor.fetchall() if cursor.description else []
+
+    def start(self, place: int) -> None:
+        command = [sys.executable, "-m", "django", "listen", "--no-channels"]
+        self.workers[place] = subprocess.Popen(
+            command, cwd=ROOT, env=self.environment(), stdout=self.log, stderr=self.log
+        )
+
+    def supervise(self) -> None:
+        """Start what has ended, as systemd would."""
+        for place, process in enumerate(self.workers):
+            if process is None or process.poll() is not None:
+                self.deaths += process is not None
+                self.start(place)
+
+    # What happens to them.
+
+    def worker_killed(self) -> None:
+        self.dice.choice([one for one in self.workers if one is not None]).kill()
+
+    def worker_stopped(self) -> None:
+        process = self.dice.choice([one for one in self.workers if one is not None])
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.dice.uniform(1.0, 4.0))
+        process.send_signal(signal.SIGCONT)
+
+    def backends_killed(self) -> None:
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'postgres' "
+            "AND pid <> pg_backend_pid() AND random() < 0.5"
+        )
+
+    def server_crashed(self) -> None:
+        self.server.stop("immediate")
+        self.server.start()
+
+    def worker_ended(self) -> None:
+        self.dice.choice([one for one in self.workers if one is not None]).terminate()
+
+    def fault(self) -> None:
+        kinds = [self.worker_killed, self.worker_killed, self.worker_stopped, self.backends_killed, self.worker_ended]
+        happen = self.dice.choice([*kinds, self.server_crashed] if self.dice.random() < 0.5 else kinds)
+        began = time.time()
+        with suppress(psycopg.Error):
+            happen()
+        self.faults.append((began, time.time(), happen.__name__))
+
+    def finish(self) -> bool:
+        """Let everything that was written be handled; whether it was."""
+        self.bad = False
+        for process in self.workers:
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in self.workers:
+            if process is not None:
+                process.wait(30)
+        self.workers = [None] * WORKERS
+        self.supervise()
+        end = time.monotonic() + DRAIN_WITHIN
+        while time.monotonic() < end:
+            self.supervise()
+            with suppress(psycopg.Error):
+                if self.is_idle():
+                    return True
+            time.sleep(0.2)
+        return False
+
+    def is_idle(self) -> bool:
+        ((left,),) = self.execute(
+            "SELECT (SELECT count(*) FROM pgsignals_parked) + (SELECT count(*) FROM pgsignals_partition AS p, LATERAL ("
+            "SELECT FROM pgsignals_log WHERE NOT pg_visible_in_snapshot(xid, p.since) AND slot % 8 = p.number LIMIT 1"
+            ") AS unread)"
+        )
+        ((groups,),) = self.execute("SELECT count(*) FROM pgsignals_group")
+        return left == 0 and groups == len(GROUPS)
+
+    def close(self) -> None:
+        for process in self.workers:
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+                process.wait(30)
+        self.log.close()
+        self.server.close()
+
+
+Event = tuple[str, int, int]
+"""Operation, key, tag."""
+
+
+class Verdict:
+    """What was seen, against what was committed."""
+
+    def __init__(self, history: History) -> None:
+        journal = history.execute("SELECT op, key, tag FROM history_journal ORDER BY id")
+        self.truth: dict[str, list[Event]] = {
+            "account": [row for row in journal if row[0] != "entry"],
+            "entry": [("insert", key, tag) for op, key, tag in journal if op == "entry"],
+        }
+        seen = history.execute(
+            'SELECT "group", event_id, op, key, tag, pid, extract(epoch FROM at)::float8 FROM history_seen ORDER BY id'
+        )
+        self.faults = [(began, ended) for began, ended, _ in history.faults]
+        self.faults += [(row[6], row[6]) for row in seen if row[0] == "fault"]
+        self.seen: dict[str, list[Any]] = {name: [row for row in seen if row[0] == name] for name in GROUPS}
+        dead = history.execute("SELECT group_name, event_id, error FROM pgsignals_dead")
+        self.broken: list[str] = [f"{group}: event {number} is a dead letter: {error}" for group, number, error in dead]
+        self.duplicates: Counter[str] = Counter()
+
+    def check(self) -> list[str]:
+        """Sentences about broken promises."""
+        for group, about in GROUPS.items():
+            self._check_sets(group, self.truth[about])
+            self._check_duplicates(group)
+            self._check_order(group, self.truth[about])
+        return self.broken
+
+    def _check_sets(self, group: str, truth: list[Event]) -> None:
+        # A bulk statement gives several rows the same tag, never a row the same one twice.
+        wanted, found = set(truth), {(row[2], row[3], row[4]) for row in self.seen[group]}
+        for one in sorted(wanted - found)[:5]:
+            self._break(group, f"{one} was committed and never seen", one[1])
+        for one in sorted(found - wanted)[:5]:
+            self._break(group, f"{one} was seen and never committed", one[1])
+
+    def _check_duplicates(self, group: str) -> None:
+        times: dict[int, list[float]] = defaultdict(list)
+        for row in self.seen[group]:
+            times[row[1]].append(row[6])
+        for number, moments in times.items():
+            for first, second in pairwise(moments):
+                self.duplicates[group] += 1
+                if group in ATOMIC:
+                    self.broken.append(f"{group}: event {number} was done twice")
+                elif not any(began <= second and ended >= first - 0.5 for began, ended in self.faults):
+                    self.broken.append(f"{group}: event {number} came twice, and no fault explains it")
+
+    def _check_order(self, group: str, truth: list[Event]) -> None:
+        place = {one: number for number, one in enumerate(truth)}
+        counts = Counter(row[1] for row in self.seen[group])
+        by_key: dict[int, list[Any]] = defaultdict(list)
+        for row in self.seen[group]:
+            by_key[row[3]].append(row)
+        for key, rows in by_key.items():
+            for earlier, later in pairwise(rows):
+                if group not in ATOMIC and (earlier[5] != later[5] or counts[earlier[1]] > 1 or counts[later[1]] > 1):
+                    continue
+                before, after = (place.get((row[2], row[3], row[4]), -1) for row in (earlier, later))
+                if before > after >= 0:
+                    self._break(group, f"event {later[1]} came after {earlier[1]}", key)
+
+    def _break(self, group: str, text: str, key: int) -> None:
+        history = [one for one in self.truth[GROUPS[group]] if one[1] == key]
+        seen = [row[1:6] for row in self.seen[group] if row[3] == key]
+        self.broken.append(f"{group}: {text}\n  committed: {history}\n  seen: {seen}")
+
+
+def run(seconds: float, seed: int, wake_up: str) -> int:
+    """One history. The number of broken promises."""
+    print(f"seed {seed}, {seconds:g} s, wake-up {wake_up}", flush=True)
+    history = History(seed, wake_up)
+    try:
+        history.prepare()
+        history.supervise()
+        writers = [Writer(history.place, seed + number) for number in range(WRITERS)]
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with suppress(psycopg.Error), history.long_transaction():
+                for _ in range(3):
+                    time.sleep(history.dice.uniform(0.5, 3.0))
+                    history.fault()
+                    history.supervise()
+        for writer in writers:
+            writer.stop()
+        done = history.finish()
+        verdict = Verdict(history)
+        broken = verdict.check()
+        if not done:
+            broken.append(f"not everything was handled within {DRAIN_WITHIN:g} s")
+        kinds = Counter(kind for _, _, kind in history.faults)
+        print(
+            f"committed {sum(writer.commits for writer in writers)} transactions, rolled back "
+            f"{sum(writer.rollbacks for writer in writers)}; events {sum(map(len, verdict.truth.values()))}; seen "
+            f"{ {name: len(rows) for name, rows in verdict.seen.items()} }; "
+            f"duplicates {dict(verdict.duplicates)}; faults {dict(kinds)}, "
+            f"{sum(1 for began, ended in verdict.faults) - sum(kinds.values())} in receivers; "
+            f"{history.deaths} processes replaced",
+            flush=True,
+        )
+        for one in broken[:20]:
+            print(f"BROKEN: {one}", flush=True)
+        if broken:
+            with open(history.log.name, errors="replace") as log:
+                print("".join(log.readlines()[-40:]), flush=True)
+        return len(broken)
+    finally:
+        history.close()
+
+
+def main() -> None:
+    """Run histories until the time is over."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60, help="of each history, without what it takes to run out")
+    parser.add_argument("--histories", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--wake-up", choices=["gated", "every_commit", "poll"], default="gated")
+    given = parser.parse_args()
+    broken = sum(run(given.seconds, given.seed + number, given.wake_up) for number in range(given.histories))
+    print("every promise was kept" if not broken else f"{broken} promises were broken", flush=True)
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()
