@@ -119,7 +119,7 @@ SELECT id, attempts, event_id, xid::text, at, source, key, head, body, slot, op 
 WHERE group_name = %(group)s AND slot %% %(partitions)s = ANY (%(numbers)s) AND next_at <= clock_timestamp()
     AND NOT EXISTS (
         SELECT FROM {PARKED} AS earlier WHERE earlier.group_name = one.group_name AND earlier.source = one.source
-            AND earlier.key = one.key AND earlier.event_id < one.event_id
+            AND earlier.key = one.key AND earlier.event_id < one.event_id AND earlier.next_at > clock_timestamp()
     )
 ORDER BY event_id LIMIT %(limit)s
 """
@@ -132,7 +132,7 @@ WHERE group_name = %(group)s AND slot %% %(partitions)s = ANY (%(numbers)s)
 def due(
     connection: psycopg.Connection[Any], group: str, partitions: int, numbers: Sequence[int], limit: int
 ) -> list[Parked]:
-    """Parked events whose time has come, of each key the first."""
+    """Parked events whose time has come, none of them behind one of its key that has to wait."""
     given = {"group": group, "partitions": partitions, "numbers": list(numbers), "limit": limit}
     return [Parked(row[0], row[1], row[2:]) for row in connection.execute(_DUE, given).fetchall()]
 

@@ -137,8 +137,13 @@ class Handler:
         self._loop.run(self._awaited(receiver, argument))
 
     async def _awaited(self, receiver: Receiver, argument: Any) -> None:
-        async with asyncio.timeout(receiver.options.timeout):
-            await receiver.function(argument)
+        try:
+            async with asyncio.timeout(receiver.options.timeout):
+                await receiver.function(argument)
+        except BaseException:
+            # A connection that died is not handed to the next event.
+            await sync_to_async(tidy)(receiver)
+            raise
 
     def refresh(self) -> None:
         """Between pieces: connections of Django's that died, or are too old, are closed."""

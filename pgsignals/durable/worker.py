@@ -674,30 +674,34 @@ class Worker:
         """Try parked events again whose time has come. Whether there were any."""
         leases = {lease.number: lease for lease in self.leases.values()}
         found = failures.due(self._own, self.group, self._partitions, list(leases), _MOST_DUE)
+        failed: set[tuple[str, str]] = set()
         for one in found:
             try:
                 self._may_go_on()
             except Interrupted:
                 break
-            self._retry_one(one, leases[one.row[7] % self._partitions])
+            key = (one.row[3], one.row[4])
+            if key not in failed and not self._retry_one(one, leases[one.row[7] % self._partitions]):
+                failed.add(key)
         if found:
             self._looked = 0.0
             self._look()
         return bool(found)
 
-    def _retry_one(self, one: Parked, lease: Lease) -> None:
+    def _retry_one(self, one: Parked, lease: Lease) -> bool:
+        """Whether it is parked no more, so that the next of its key may be tried."""
         handler = self._handler
         assert handler is not None  # noqa: S101
         try:
             event = self._decoder.logged(one.row[:7], self.group)
         except wire.WireError as error:
             failures.postpone(self._own, one, lease, self.group, Failure(one.row, error, 1, 2))
-            return
+            return False
         limit = handler.max_attempts(event)
         if one.attempts >= limit:
             text = f"the process ended while it handled this event, at attempt {one.attempts}"
             self._put_off(one, lease, Failure(one.row, Died(text), one.attempts, limit))
-            return
+            return True
         failures.begin(self._own, one, lease)
         self.handled += 1
         if self._atomic:
@@ -706,8 +710,11 @@ class Worker:
             raised = handler.call_each(event)
             if raised is None:
                 failures.forget(self._own.cursor(), one, lease)
-        if raised is not None:
-            self._put_off(one, lease, Failure(one.row, raised, one.attempts + 1, limit))
+        if raised is None:
+            return True
+        failure = Failure(one.row, raised, one.attempts + 1, limit)
+        self._put_off(one, lease, failure)
+        return failure.is_final
 
     def _retry_atomically(self, one: Parked, lease: Lease, event: PgEvent) -> BaseException | None:
         handler = self._handler

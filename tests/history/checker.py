@@ -340,16 +340,21 @@ class Verdict:
             self._break(group, f"{one} was seen and never committed", one[1])
 
     def _check_duplicates(self, group: str) -> None:
-        times: dict[int, list[float]] = defaultdict(list)
+        times: dict[int, list[Any]] = defaultdict(list)
         for row in self.seen[group]:
-            times[row[1]].append(row[6])
-        for number, moments in times.items():
-            for first, second in pairwise(moments):
+            times[row[1]].append(row)
+        for number, rows in times.items():
+            for one, other in pairwise(rows):
                 self.duplicates[group] += 1
+                first, second = one[6], other[6]
                 if group in ATOMIC:
                     self.broken.append(f"{group}: event {number} was done twice")
                 elif not any(began <= second and ended >= first - 0.5 for began, ended in self.faults):
-                    self.broken.append(f"{group}: event {number} came twice, and no fault explains it")
+                    self.broken.append(
+                        f"{group}: event {number} came twice, to {one[5]} at {first:.2f} and to {other[5]} at "
+                        f"{second:.2f}, and no fault explains it; the one before was at "
+                        f"{max((ended for _, ended in self.faults if ended < first), default=0):.2f}"
+                    )
 
     def _check_order(self, group: str, truth: list[Event]) -> None:
         place = {one: number for number, one in enumerate(truth)}
