@@ -243,10 +243,10 @@ def test_an_async_receiver_is_awaited() -> None:
     async def later(event: PgEvent) -> None:
         box.put((await event.ainstance()).owner)
 
-    drained("billing")
-    Account.objects.create(owner="x")
-    drained("billing")
-    assert box.items == ["x"]
+    # Where the connection of Django's own thread has died, the first attempt fails and the second does not.
+    with working("billing"):
+        Account.objects.create(owner="x")
+        assert box.wait(1) == ["x"]
 
 
 def test_messages_reach_groups_and_delayed_ones_later() -> None:
