@@ -16,5 +16,4 @@ def test_every_promise_is_kept_in_a_random_history() -> None:
     seed = random.randrange(10**6)
     command = [sys.executable, "-m", "tests.history.checker", "--seconds", "45", "--seed", str(seed)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    print(done.stdout)
     assert done.returncode == 0, done.stdout

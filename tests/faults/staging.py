@@ -192,7 +192,9 @@ class Staged:
         self.relay.wait(lambda: not self._silent(), "every loss lies in a gap")
         lost, gaps = self._lost(), self.relay.gaps()
         # The probe, or whoever reads the log, may just be connecting.
-        self.relay.wait(lambda: self.relay.files() <= self.files + 1, f"no more than {self.files} open files, as before")
+        self.relay.wait(
+            lambda: self.relay.files() <= self.files + 1, f"no more than {self.files} open files, as before"
+        )
         grown = self.relay.memory() - self.memory
         assert grown < MORE_MEMORY, f"{self.memory:.0f} MB before, {grown:.0f} MB more after"
         outcome = Outcome(self.fault, recovered, len(lost), len(gaps), grown)
