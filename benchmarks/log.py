@@ -75,7 +75,7 @@ def work(groups: list[str], kind: str) -> None:
 
     for group in groups:
         function = {"nothing": nothing, "atomic": insert, "insert": insert, "stamp": stamp}[kind]
-        on_pg_event(Account, group=group, atomic=kind == "atomic", start="beginning")(
+        on_pg_event(Account, "insert", group=group, atomic=kind == "atomic", start="beginning")(
             lambda event, function=function: function(event)
         )
     call_command("listen", "--no-channels", verbosity=0)

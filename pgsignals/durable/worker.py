@@ -94,6 +94,8 @@ class Worker:
         """Partitions that are left alone until then, by the monotonic clock."""
         self._dirty = False
         """Whether events have been handled that are not acknowledged yet."""
+        self._unsaid = 0
+        """How many these are."""
         self._stopping = threading.Event()
         self._draining: Horizon | None = None
         self.drained = threading.Event()
@@ -195,6 +197,7 @@ class Worker:
         self.leases = {}
         self._waits = {}
         self._dirty = False
+        self._unsaid = 0
 
     def _disconnect(self) -> None:
         self._forget()
@@ -394,6 +397,7 @@ class Worker:
         self, connection: Any, leases: list[Lease], position: Position, safely: bool = False, **said: Any
     ) -> None:
         """Write a position. Raises Fenced."""
+        said["handled"] = said.get("handled", 0) + self._unsaid
         given = groups.movement(leases, position, **said)
         # Django's cursor where the position is to commit with what receivers wrote.
         cursor = connection if safely else connection.cursor()
@@ -402,6 +406,7 @@ class Worker:
             raise Fenced
         for lease in groups.moved(leases, given, position):
             self.leases[lease.id] = lease
+        self._unsaid = 0
         self._stored = time.monotonic()
         self._dirty = bool(said.get("claimed"))
 
@@ -479,8 +484,9 @@ class Worker:
         else:
             self._set(leases, after)
             self._dirty = True
+            self._unsaid += done
             if self._stopping.is_set() or after is position or not self._more_waits(after):
-                self._move(self._own, leases, after, handled=done)
+                self._move(self._own, leases, after)
 
     @staticmethod
     def _more_waits(after: Position) -> bool:
