@@ -159,7 +159,8 @@ async def within(seconds: float, work: Coroutine[Any, Any, Result], connection: 
     finally:
         if not task.done():
             cut(connection)
-            await asyncio.gather(task, return_exceptions=True)
+        # Also where it failed in the very moment of a cancellation: nobody else asks what became of it.
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def cut(connection: psycopg.AsyncConnection[Any]) -> None:

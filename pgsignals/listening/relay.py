@@ -186,11 +186,12 @@ class Relay:
             reason = one_line(error)
             raise
         finally:
-            connection.close()
-            self._connection = None
+            # Before the connection is closed beneath what they ask of it.
             for task in (proving, leading, stop):
                 task.cancel()
             await asyncio.gather(proving, leading, stop, return_exceptions=True)
+            connection.close()
+            self._connection = None
             self._ended(reason)
 
     def _ended(self, reason: str) -> None:
