@@ -17,7 +17,7 @@ from ..context import MAX_CONTEXT, MAX_NESTED
 from ..event import DELETE, INSERT, UPDATE
 from ..values import field_kind
 from .columns import travelling
-from .rows import NEW, NEW_ROWS, OLD, OLD_ROWS, SEPARATOR, Rows, json_text, literal
+from .rows import NEW, NEW_ROWS, OLD, OLD_ROWS, SEPARATOR, Rows, json_text, literal, unless
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -69,16 +69,16 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
         new_rows=NEW_ROWS,
         old=OLD,
         new=NEW,
-        unless_insert_satisfied=_unless(rows.satisfied(INSERT)),
+        unless_insert_satisfied=unless(rows.satisfied(INSERT)),
         insert_opening=rows.opening(INSERT),
         insert_entry=rows.entry(INSERT),
-        unless_delete_satisfied=_unless(rows.satisfied(DELETE)),
+        unless_delete_satisfied=unless(rows.satisfied(DELETE)),
         delete_opening=rows.opening(DELETE),
         delete_entry=rows.entry(DELETE),
         same_key=rows.same_key(),
         changed_names=rows.changed_names(),
-        unless_update_satisfied=_unless(rows.update_satisfied()),
-        unless_changed=_unless(rows.is_changed()),
+        unless_update_satisfied=unless(rows.update_satisfied()),
+        unless_changed=unless(rows.is_changed()),
         changed=rows.changed(),
         update_opening=rows.opening(UPDATE),
         update_entry=rows.entry(UPDATE),
@@ -104,10 +104,6 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
             "so that the trigger knows its table again."
         ),
     )
-
-
-def _unless(satisfied: str) -> str:
-    return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
 
 
 _SEND = Template("""

@@ -80,6 +80,11 @@ def json_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def unless(satisfied: str) -> str:
+    """What ends the function where the only row of a statement is none to be announced."""
+    return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
+
+
 def names_fit(declaration: Notify, model: type[Model]) -> bool:
     """Whether the names of the fields that travel leave room for their values."""
     return len(_names(travelling(declaration, model)).encode()) <= MAX_NAMES
