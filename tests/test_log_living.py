@@ -67,12 +67,10 @@ def test_old_events_are_deleted_when_every_group_has_passed_them() -> None:
     Account.objects.bulk_create(Account() for _ in range(20))
     with override_settings(PGSIGNALS={"LOG_KEEP": 0.001}), connect("default", "pgsignals pulse") as own:
         keeping = Housekeeping("default")
-        keeping._deletes_at = 0
-        keeping.step(own)
+        keeping.delete(own)
         assert LogEntry.objects.count() == 20, "the group has not handled them"
         drained("billing")
-        keeping._deletes_at = 0
-        keeping.step(own)
+        keeping.delete(own)
     assert LogEntry.objects.count() == 0
     assert keeping.deleted == 20
 
@@ -81,8 +79,7 @@ def test_young_events_stay() -> None:
     Account.objects.create()
     with connect("default", "pgsignals pulse") as own:
         keeping = Housekeeping("default")
-        keeping._deletes_at = 0
-        keeping.step(own)
+        keeping.delete(own)
     assert LogEntry.objects.count() == 1
 
 
@@ -167,7 +164,7 @@ def test_listen_drain_handles_what_is_there_and_ends(capsys: pytest.CaptureFixtu
     publish("app_events", "tomorrow", durable=True, delay=timedelta(days=1))
     call_command("listen", drain=True)
     assert box.items == ["now"]
-    assert "Handled 1 events" in capsys.readouterr().out
+    assert "Handled 1 events." in capsys.readouterr().out
 
 
 def test_checks_find_a_group_without_a_log_and_receivers_that_disagree() -> None:

@@ -134,7 +134,7 @@ def acquire(connection: psycopg.Connection[Any], worker: str, group: str, most: 
             failures=row[6],
             position=Position(*row[7:]),
         )
-        for row in rows
+        for row in sorted(rows, key=lambda row: int(row[1]))
     ]
 
 
