@@ -101,6 +101,24 @@ def status(database: str) -> list[GroupStatus]:
         return [GroupStatus(*row) for row in cursor.fetchall()]
 
 
+_SOURCES = f"""
+WITH RECURSIVE found (source) AS (
+    (SELECT source FROM {LOG} ORDER BY source LIMIT 1)
+    UNION ALL
+    SELECT (SELECT source FROM {LOG} WHERE source > found.source ORDER BY source LIMIT 1) FROM found
+    WHERE found.source IS NOT NULL
+)
+SELECT source FROM found WHERE source IS NOT NULL
+"""
+
+
+def sources(database: str) -> list[str]:
+    """The models, by their labels, and the channels of which the log has events: from one to the next in the index."""
+    with connections[database].cursor() as cursor:
+        cursor.execute(_SOURCES)
+        return [source for (source,) in cursor.fetchall()]
+
+
 def pause(database: str, group: str) -> None:
     """Have nobody handle a group's events until `resume`; workers see it within a second. Raises NoSuchGroup."""
     _update(database, group, "paused_at = coalesce(paused_at, now())")
