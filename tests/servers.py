@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .postgres import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,6 +118,33 @@ def redis_server(port: int | None = None) -> Iterator[str]:
     with running([program, *options], {"PATH": "/usr/bin:/bin"}) as process:
         process.wait_for("Ready to accept connections")
         yield f"redis://127.0.0.1:{port}/0"
+
+
+@contextmanager
+def pgbouncer(server: Server, mode: str, folder: Path, pool: int = 20) -> Iterator[int]:
+    """The port of a PgBouncer before the server."""
+    if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
+        pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
+    port = free_port()
+    lines = [
+        "[databases]",
+        f"postgres = host=127.0.0.1 port={server.port} user=postgres",
+        "[pgbouncer]",
+        "listen_addr = 127.0.0.1",
+        f"listen_port = {port}",
+        "auth_type = any",
+        f"pool_mode = {mode}",
+        f"default_pool_size = {pool}",
+        "unix_socket_dir =",
+        "ignore_startup_parameters = extra_float_digits",
+    ]
+    folder.chmod(0o755)
+    (folder / "pgbouncer.ini").write_text("\n".join(lines))
+    # It refuses to run as root.
+    become = ["-u", server.user] if server.user else []
+    with running([program, *become, str(folder / "pgbouncer.ini")], {"PATH": "/usr/bin:/bin"}) as process:
+        process.wait_for("process up")
+        yield port
 
 
 @contextmanager

@@ -110,6 +110,14 @@ def opened(connection: psycopg.Connection[Any], position: Position, horizon: Hor
     return Position(position.since, floor, horizon.snapshot, 0, horizon.ceiling)
 
 
+def was_read(event: str, position: str) -> str:
+    """The SQL of whether a row of the log lies before a position, given the names of both."""
+    return (
+        f"(pg_visible_in_snapshot({event}.xid, {position}.since) "
+        f"OR (pg_visible_in_snapshot({event}.xid, {position}.until) AND {event}.id <= {position}.last_id))"
+    )
+
+
 def one(cursor: psycopg.Cursor[Any]) -> Any:
     """The row of a query that always has one."""
     return cursor.fetchone()

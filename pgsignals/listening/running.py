@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from .. import conf
 from ..dispatch import ReceiversSink
+from ..durable.housekeeping import Housekeeper
 from ..durable.tail import Tail
 from ..receivers import Receiver, registry
 from ..sink import Companion, Sink
@@ -39,7 +40,8 @@ def build(
 
     receivers: `all` of them, those with `everywhere`, or `none`, and then no signal either.
     only: names of receivers, or of modules and packages in which they are: of `all`, only these.
-    companions: besides the one that reads the log for receivers without a group.
+    companions: besides those that read the log for receivers without a group, and keep it from growing without end;
+        the latter not where only `everywhere` receivers run, which is in web processes.
 
     It listens to the channels that receivers and declarations name, to those of PGSIGNALS["CHANNELS"], and to
     `channels`.
@@ -52,7 +54,8 @@ def build(
         which = chosen.__contains__
     own: list[Sink] = [] if receivers == "none" else [ReceiversSink(database, registry, which, stop_within)]
     named = {*settings.CHANNELS, *channels, *registry.channels(), *declared_channels()}
-    return Relay(database, [*own, *more], sorted(named), [Tail(database), *companions])
+    keepers = [] if receivers == "everywhere" else [Housekeeper(database)]
+    return Relay(database, [*own, *more], sorted(named), [Tail(database), *keepers, *companions])
 
 
 def choose(names: Collection[str]) -> list[Receiver]:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import psycopg
 import pytest
 
 from tests.postgres import Server
-from tests.servers import free_port, running
+from tests.servers import pgbouncer
 
 from .proxy import BOTH, TO_CLIENT, TO_SERVER, Proxy
 from .staging import WITHIN, Relay, Writer, execute, own_server, place_of, staged, warmed_up
@@ -149,32 +148,6 @@ def test_a_slow_line_is_no_dead_one(place: dict[str, Any], proxy: Proxy) -> None
         proxy.slow(0)
         outcome = fault.check()
         assert (outcome.lost, outcome.gaps) == (0, 0)
-
-
-@contextmanager
-def pgbouncer(server: Server, mode: str, folder: Path) -> Iterator[int]:
-    """The port of a PgBouncer before the server."""
-    if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
-        pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
-    port = free_port()
-    lines = [
-        "[databases]",
-        f"postgres = host=127.0.0.1 port={server.port} user=postgres",
-        "[pgbouncer]",
-        "listen_addr = 127.0.0.1",
-        f"listen_port = {port}",
-        "auth_type = any",
-        f"pool_mode = {mode}",
-        "unix_socket_dir =",
-        "ignore_startup_parameters = extra_float_digits",
-    ]
-    folder.chmod(0o755)
-    (folder / "pgbouncer.ini").write_text("\n".join(lines))
-    # It refuses to run as root.
-    become = ["-u", server.user] if server.user else []
-    with running([program, *become, str(folder / "pgbouncer.ini")], {"PATH": "/usr/bin:/bin"}) as process:
-        process.wait_for("process up")
-        yield port
 
 
 def test_pgbouncer_in_transaction_mode_is_refused_with_the_remedy(
