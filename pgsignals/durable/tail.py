@@ -22,7 +22,7 @@ from ..sink import Companion, Deliver
 from ..tables import LOG
 from . import identity, reading
 from .reading import Position
-from .worker import LINGER, Bell
+from .rhythm import Bell, Rhythm
 
 logger = logging.getLogger("pgsignals.durable")
 
@@ -116,19 +116,19 @@ class Tail(Companion):
             self._connection = None
 
     def _follow(self, connection: psycopg.Connection[Any]) -> None:
-        linger, poll = 0, conf.get().LOG_POLL
+        rhythm, poll = Rhythm(self.bell), conf.get().LOG_POLL
         while not self._stopping.is_set():
-            if self._step(connection):
-                linger = 0
-            elif linger < len(LINGER):
-                linger = 0 if self.bell.wait(LINGER[linger]) else linger + 1
-            elif self.bell.wait(poll):
-                linger = 0
+            rhythm.begin()
+            if rows := self._step(connection):
+                rhythm.found(rows, more=rows == _AT_ONCE)
+            else:
+                rhythm.found_nothing(lambda: poll)
 
-    def _step(self, connection: psycopg.Connection[Any]) -> bool:
+    def _step(self, connection: psycopg.Connection[Any]) -> int:
+        """How many rows it read."""
         position = self.position
         if position is None:
-            return False
+            return 0
         if position.is_done:
             position = reading.opened(connection, position, reading.horizon(connection))
         query, given = reading.query(position, _AT_ONCE)
@@ -137,7 +137,7 @@ class Tail(Companion):
         events = self._decoded(rows)
         if events:
             self._deliver(events, sum(len(row[5]) + len(row[6]) for row in rows))
-        return bool(rows)
+        return len(rows)
 
     def _decoded(self, rows: Sequence[reading.Row]) -> list[PgEvent]:
         events: list[PgEvent] = []

@@ -29,11 +29,9 @@ from .failures import Died, Failure, Parked, Retry, backoff
 from .groups import Fenced, Lease
 from .handling import Handler, Interrupted
 from .reading import Horizon, Position, Row
+from .rhythm import Bell, Rhythm
 
 logger = logging.getLogger("pgsignals.durable")
-
-LINGER = (0.001, 0.002, 0.005, 0.02, 0.05)
-"""Seconds after which a worker that has run out of events looks again, before it sleeps."""
 
 _ALL_FAIL = 10
 """Events that fail one after the other, before any other was handled, and mean that not the events are at fault. After
@@ -49,23 +47,6 @@ _LOOK_AGAIN = 1.0
 """Seconds after which a worker looks again which keys are blocked, and whether its group is paused."""
 
 _LONGEST_RECONNECT = 30.0
-
-
-class Bell:
-    """Wakes a thread. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._rang = threading.Event()
-
-    def ring(self) -> None:
-        """Wake it, or keep it from falling asleep."""
-        self._rang.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it rang within so many seconds."""
-        rang = self._rang.wait(seconds)
-        self._rang.clear()
-        return rang
 
 
 class Worker:
@@ -100,6 +81,10 @@ class Worker:
         """Partitions of which events have been begun, or handled, that are not acknowledged yet."""
         self._unsaid = 0
         """How many these are."""
+        self._found = 0
+        """How many events the last round has read."""
+        self._more = False
+        """Whether the last round has left something that is known to be there."""
         self._stopping = threading.Event()
         self._draining: Horizon | None = None
         self.drained = threading.Event()
@@ -226,19 +211,16 @@ class Worker:
         self.drained.set()
 
     def _work(self) -> None:
-        linger = 0
+        rhythm = Rhythm(self.bell)
         while not self._stopping.is_set():
             self._balance()
+            rhythm.begin()
             if self._round():
-                linger = 0
+                rhythm.found(self._found, more=self._more)
                 continue
             if self._draining is not None and self._is_drained():
                 self.drained.set()
-            if linger < len(LINGER):
-                rang = self.bell.wait(LINGER[linger])
-                linger = 0 if rang else linger + 1
-            elif self.bell.wait(self._nap()):
-                linger = 0
+            rhythm.found_nothing(self._nap)
 
     def _nap(self) -> float:
         """Seconds until there may be something to do although nobody rings."""
@@ -248,6 +230,9 @@ class Worker:
         numbers = self._numbers(self.leases.values())
         if (due := failures.next_due(self._own, self.group, self._partitions, numbers)) is not None:
             nap = min(nap, max(due, 0.005))
+            if not self._blocked:
+                # Somebody else has parked it.
+                self._looked = 0.0
         return min([nap, *(max(until - now, 0.005) for until in self._waits.values())])
 
     @property
@@ -320,7 +305,8 @@ class Worker:
                 raise Fenced
         assert self._handler is not None  # noqa: S101 - _connect made it
         self._handler.refresh()
-        did = False
+        did = self._more = False
+        self._found = 0
         horizon = self._draining or reading.horizon(self._own)
         now = time.monotonic()
         self._waits = {number: until for number, until in self._waits.items() if until > now}
@@ -348,6 +334,8 @@ class Worker:
             if rows:
                 limit = self._settings.LOG_BATCH
                 rows = self._read(position, limit, leases)
+        self._found += len(rows)
+        self._more |= len(rows) == limit
         after = position.at(rows[-1][0]) if len(rows) == limit else position.done()
         events, unknown = self._decoded(rows)
         if unknown is not None:
@@ -715,6 +703,8 @@ class Worker:
 
     def _retry(self) -> bool:
         """Try parked events again whose time has come. Whether there were any."""
+        if not self._blocked:
+            return False
         leases = {lease.number: lease for lease in self.leases.values()}
         found = failures.due(self._own, self.group, self._partitions, list(leases), _MOST_DUE)
         failed: set[tuple[str, str]] = set()
