@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 import pytest
 from django.db import connection, transaction
+from django.db.models import Model
 
 import pgsignals
-from pgsignals import PgEvent, publish
+from pgsignals import Notify, PgEvent, publish
 from pgsignals.decode import Decoder
 from pgsignals.models import LogEntry
 
+from .kinds.models import Everything
 from .ledger.models import Account, Entry
 from .working import clear_log
 
@@ -92,3 +97,47 @@ def test_a_column_dropped_by_hand_fails_no_write_and_the_whole_row_is_stored() -
     assert inserted.pk == inserted.raw["new"]["id"]
     assert (updated.raw["old"]["balance"], updated.raw["new"]["balance"]) == (8, 9)
     assert deleted.raw["old"]["owner"] == "raw"
+
+
+def shapes() -> list[tuple[str, str, str]]:
+    """What the log holds, without what tells one row from another."""
+    rows = LogEntry.objects.order_by("pk").values_list("head", "body", "key")
+    return [(head, re.sub("90000[1-3]", "ID", body), re.sub("90000[1-3]", "ID", key)) for head, body, key in rows]
+
+
+@pytest.fixture
+def everything(transactional_db: object) -> Iterator[None]:
+    """A model with a column of every kind, in more fields than a function of PostgreSQL has arguments, is durable."""
+    declaration = Notify(name="everything_log", channel="100 %s", fields="__all__", durable=True)
+    with connection.schema_editor() as editor:
+        editor.add_constraint(Everything, declaration)
+    yield
+    with connection.schema_editor() as editor:
+        editor.remove_constraint(Everything, declaration)
+
+
+@pytest.mark.parametrize("model", [Account, Entry, Everything])
+def test_a_single_row_is_stored_as_each_of_many(model: type[Model], everything: None) -> None:
+    """A statement of one row goes another way through the trigger than one of many."""
+    text = "100 %s of \"it\" \\ 'all' é"
+    account = Account.objects.create(owner=text)
+    made = {Account: {"owner": text}, Entry: {"account": account}, Everything: {"char": text, "integers": [1, 2]}}[
+        model
+    ]
+    field, value = {Account: ("note", "%"), Entry: ("amount", 7), Everything: ("text", "%s")}[model]
+    clear_log()
+    with pgsignals.context(actor="% %s"):
+        with transaction.atomic():
+            one = model.objects.create(pk=900_001, **made)
+            model.objects.filter(pk=one.pk).update(**{field: value})
+            model.objects.filter(pk=one.pk).delete()
+        single = shapes()
+        clear_log()
+        with transaction.atomic():
+            model.objects.bulk_create([model(pk=900_002, **made), model(pk=900_003, **made)])
+            model.objects.exclude(pk=account.pk).update(**{field: value})
+            model.objects.exclude(pk=account.pk).delete()
+        many = shapes()
+    assert [shape for shape in single for _ in range(2)] == many
+    assert len(single) == 3
+    assert '"actor": "% %s"' in single[0][0] or '"actor":"% %s"' in single[0][0]

@@ -39,9 +39,6 @@ LOCK = (0x70677369, 1)
 GATE = (0x70677369, 2)
 """The advisory lock by which writers agree on who rings."""
 
-LONG_QUERY = 10_000
-"""Bytes of a statement that is not searched any more for what it says of constraints."""
-
 TABLES = (LOG, GROUP, PARTITION, WORKER, PARKED, DEAD, DELAYED, PROCESSED, IDENTITY)
 
 # COLLATE "C": keys are only ever told apart, and to compare bytes is cheapest.
@@ -160,29 +157,29 @@ INSERT INTO {IDENTITY} (system_identifier)
     SELECT system_identifier::text FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING;
 """
 
+# PERFORM would run a query.
+_NOTIFIES = f"\n    context := pg_catalog.pg_notify('{LOG}', '');"
+
 # At a commit, the writers agree on one of them: a NOTIFY takes a lock of the whole cluster through the commit's flush.
 # Whoever does not get the gate knows that another's bell is on its way, and readers look again for a while. A deferred
 # trigger runs at the commit, unless SET CONSTRAINTS ALL IMMEDIATE (as Django's check_constraints says it) has it run
 # earlier; the gate would then stay shut for the rest of that transaction. So in that statement, and within any other
-# (then there is more in the context than this function), it rings without the gate. There is no current statement where
-# the extended protocol's Sync commits.
+# (then the context has more lines than this function's), it rings without the gate. There is no current statement where
+# the extended protocol's Sync commits; it goes on to the gate then, for NULL is not true.
 _GATED = f"""
     GET DIAGNOSTICS context = PG_CONTEXT;
-    statement := coalesce(current_query(), '');
-    IF strpos(context, E'\\n') = 0 AND octet_length(statement) < {LONG_QUERY}
-            AND strpos(lower(statement), 'constraints') = 0 THEN
-        IF NOT pg_try_advisory_xact_lock({GATE[0]}, {GATE[1]}) THEN
-            RETURN NULL;
-        END IF;
-    END IF;
-    PERFORM pg_notify('{LOG}', '');"""
-_BELLS = {"gated": _GATED, "every_commit": f"\n    PERFORM pg_notify('{LOG}', '');", "poll": ""}
+    IF context OPERATOR(pg_catalog.~) E'\\n'
+            OR pg_catalog.current_query() OPERATOR(pg_catalog.~*) 'constraints' THEN
+        NULL;
+    ELSIF NOT pg_catalog.pg_try_advisory_xact_lock({GATE[0]}, {GATE[1]}) THEN
+        RETURN NULL;
+    END IF;{_NOTIFIES}"""
+_BELLS = {"gated": _GATED, "every_commit": _NOTIFIES, "poll": ""}
 
-_RING = f"""CREATE OR REPLACE FUNCTION {RING}() RETURNS trigger LANGUAGE plpgsql
-SET search_path = pg_catalog, pg_temp AS $pgsignals$
+# Every name is qualified: to set a search_path for it would cost half of what it costs.
+_RING = f"""CREATE OR REPLACE FUNCTION {RING}() RETURNS trigger LANGUAGE plpgsql AS $pgsignals$
 DECLARE
     context text;
-    statement text;
 BEGIN{{bell}}
     RETURN NULL;
 END $pgsignals$"""

@@ -8,8 +8,9 @@ marked incomplete. A write fails only where the event cannot be stored at all.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import wire
 from ..context import MAX_CONTEXT, MAX_NESTED
@@ -42,12 +43,11 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
         columns=f"{_log(connection)} (xid, at, source, op, key, slot, rings, head, body)",
         rang=literal(RANG),
         source=rows.source,
-        code=_CODE,
         slot=slot_of("pgsignals_key"),
         first=_FIRST,
         old=OLD,
         new=NEW,
-        **rows.of_one(),
+        **rows.of_one(start),
         inserts=rows.stored(INSERT),
         updates=rows.stored(UPDATE),
         deletes=rows.stored(DELETE),
@@ -76,11 +76,38 @@ def _log(connection: BaseDatabaseWrapper) -> str:
 
 # Variables of the function. A table may have columns of any name, so these are of none that one would have.
 _HEAD = "pgsignals_head"
-# The codes of operations are their first letters, but for messages.
-_CODE = "lower(left(TG_OP, 1))"
 # Not before there is a row: to ask for a transaction's id gives it one.
 _FIRST = f"current_setting({literal(RANG)}, true) IS DISTINCT FROM pg_current_xact_id()::text"
 _RINGS = f"row_number() OVER () = 1 AND {_FIRST}"
+
+
+class _Sql(NamedTuple):
+    """An expression among literal text."""
+
+    text: str
+
+
+_MOST_ARGUMENTS = 50
+"""PostgreSQL passes a hundred to a function, at most."""
+
+
+def _formatted(*parts: str | _Sql) -> str:
+    """The text of parts, one after the other.
+
+    By as few functions as can be: for a single row PostgreSQL takes longer to prepare one than to call it.
+    """
+    expressions = [place for place, part in enumerate(parts) if isinstance(part, _Sql)]
+    if len(expressions) > _MOST_ARGUMENTS:
+        split = expressions[_MOST_ARGUMENTS]
+        return f"{_formatted(*parts[:split])} || {_formatted(*parts[split:])}"
+    template = "".join("%s" if isinstance(part, _Sql) else part.replace("%", "%%") for part in parts)
+    return f"format({', '.join([literal(template), *(part.text for part in parts if isinstance(part, _Sql))])})"
+
+
+def _listed(names: str) -> str:
+    """The JSON of names that stand each after a comma."""
+    # A column that this function does not know has changed: nobody can tell which.
+    return f"coalesce('[' || nullif(substr({names}, 2), '') || ']', 'null')"
 
 
 class _LogRows(Rows):
@@ -99,19 +126,42 @@ class _LogRows(Rows):
         """Where an event comes from, as the log names it."""
         return literal(self.model._meta.label_lower)
 
-    def of_one(self) -> dict[str, str]:
-        """For each operation, the expressions of what the log gets of a statement's only row."""
+    def of_one(self, start: str) -> dict[str, str]:
+        """For each operation, the expressions of what the log gets of a statement's only row.
+
+        start: how a head begins, up to the schema.
+        """
         parts = {"same_key": self.same_key(), "unless_update_satisfied": unless(self._update_tests())}
         for operation, aliases in ((INSERT, [NEW]), (UPDATE, [OLD, NEW]), (DELETE, [OLD])):
             alias = aliases[-1]
             parts |= {
-                f"{operation}_opening": self._typed(alias, self._full_opening(operation)),
+                f"{operation}_head": self._typed(alias, self._head_of_one(start, operation)),
                 f"{operation}_key": self._order_key(alias),
-                f"{operation}_body": f"'[' || {self._key(alias)} || {self._rest(*aliases)} || ']'",
+                f"{operation}_body": self._body_of_one(aliases),
             }
             if operation != UPDATE:
                 parts[f"unless_{operation}_satisfied"] = unless(self.satisfied(operation))
         return parts
+
+    def _head_of_one(self, start: str, operation: str) -> str:
+        head: list[str | _Sql] = [start]
+        head += [_Sql("to_json(TG_TABLE_SCHEMA::text)"), _Sql("pgsignals_context"), self._opening(operation)]
+        if operation == UPDATE:
+            tests = [
+                _Sql(f"CASE WHEN {self._differs(field)} THEN {literal(',' + json_text(field.name))} ELSE '' END")
+                for field in self.compared
+            ]
+            head += [',"c":', _Sql(_listed(_formatted(*tests)))]
+        return _formatted(*head, "}")
+
+    def _body_of_one(self, aliases: Sequence[str]) -> str:
+        key = "pgsignals_key" if self.ordered_by is None else self._key(aliases[-1])
+        body: list[str | _Sql] = ["[", _Sql(key)]
+        for alias in aliases if self.fields else ():
+            for place, field in enumerate(self.fields):
+                body += ["," if place else ",[", _Sql(self._json_of(field, alias))]
+            body.append("]")
+        return _formatted(*body, "]")
 
     def _update_tests(self) -> str:
         """Whether an update of the row is to be stored."""
@@ -121,9 +171,7 @@ class _LogRows(Rows):
     def _full_opening(self, operation: str) -> str:
         if operation != UPDATE:
             return literal(self._opening(operation))
-        # A column that this function does not know has changed: nobody can tell which.
-        names = f"coalesce('[' || nullif(substr({self.changed_names()}, 2), '') || ']', 'null')"
-        return f"""{literal(self._opening(UPDATE))} || ',"c":' || {names}"""
+        return f"""{literal(self._opening(UPDATE))} || ',"c":' || {_listed(self.changed_names())}"""
 
     def stored(self, operation: str) -> str:
         """The SELECT of what the log gets of a statement's rows."""
@@ -226,6 +274,7 @@ DECLARE
     $old record;
     $new record;
     pgsignals_context text = '';
+    pgsignals_code text;
     pgsignals_head text;
     pgsignals_key text;
     pgsignals_body text;
@@ -233,18 +282,22 @@ DECLARE
     pgsignals_written bigint;
     pgsignals_problem text;
 BEGIN
-    IF current_setting('pgsignals.silenced', true) = 'on' THEN
-        RETURN NULL;
-    END IF;
-    IF current_setting('pgsignals.context', true) <> '' THEN
-        pgsignals_context := current_setting('pgsignals.context', true);
+    -- One look in the usual case, in which there is neither.
+    IF concat(current_setting('pgsignals.silenced', true), current_setting('pgsignals.context', true)) <> '' THEN
+        IF current_setting('pgsignals.silenced', true) = 'on' THEN
+            RETURN NULL;
+        END IF;
+        pgsignals_context := coalesce(current_setting('pgsignals.context', true), '');
         BEGIN
-            IF octet_length(pgsignals_context) > $max_context OR json_typeof(pgsignals_context::json) <> 'object' OR
+            IF pgsignals_context = '' THEN
+                NULL;
+            ELSIF octet_length(pgsignals_context) > $max_context OR json_typeof(pgsignals_context::json) <> 'object' OR
                 octet_length(translate(pgsignals_context, '[{', '')) < octet_length(pgsignals_context) - $max_nested
             THEN
                 RAISE EXCEPTION 'it is no JSON object that is small and flat enough';
+            ELSE
+                pgsignals_context := ',"k":' || pgsignals_context;
             END IF;
-            pgsignals_context := ',"k":' || pgsignals_context;
         EXCEPTION WHEN OTHERS THEN
             pgsignals_context := '';
             RAISE WARNING 'pgsignals: the setting pgsignals.context is left out of this event: %', SQLERRM
@@ -255,7 +308,8 @@ BEGIN
         IF TG_OP = 'INSERT' THEN
             SELECT * INTO STRICT $new FROM $new_rows;
             $unless_insert_satisfied
-            pgsignals_head := $head || $insert_opening || '}';
+            pgsignals_code := 'i';
+            pgsignals_head := $insert_head;
             pgsignals_key := $insert_key;
             pgsignals_body := $insert_body;
         ELSIF TG_OP = 'UPDATE' THEN
@@ -263,17 +317,20 @@ BEGIN
             SELECT * INTO STRICT $new FROM $new_rows;
             IF $same_key THEN
                 $unless_update_satisfied
-                pgsignals_head := $head || $update_opening || '}';
+                pgsignals_code := 'u';
+                pgsignals_head := $update_head;
                 pgsignals_key := $update_key;
                 pgsignals_body := $update_body;
             END IF;
         ELSIF TG_OP = 'DELETE' THEN
             SELECT * INTO STRICT $old FROM $old_rows;
             $unless_delete_satisfied
-            pgsignals_head := $head || $delete_opening || '}';
+            pgsignals_code := 'd';
+            pgsignals_head := $delete_head;
             pgsignals_key := $delete_key;
             pgsignals_body := $delete_body;
         ELSE
+            pgsignals_code := 't';
             pgsignals_head := $head || ',"o":"t"}';
             pgsignals_key := 'null';
             pgsignals_body := '[]';
@@ -281,9 +338,9 @@ BEGIN
     EXCEPTION WHEN OTHERS THEN
         pgsignals_head := NULL;
     END;
-    IF pgsignals_head || pgsignals_key || pgsignals_body IS NOT NULL THEN
-        INSERT INTO $columns VALUES (pg_current_xact_id(), clock_timestamp(), $source, $code, pgsignals_key, $slot,
-            $first, pgsignals_head, pgsignals_body);
+    IF pgsignals_head IS NOT NULL THEN
+        INSERT INTO $columns VALUES (pg_current_xact_id(), clock_timestamp(), $source, pgsignals_code, pgsignals_key,
+            $slot, $first, pgsignals_head, pgsignals_body);
         -- PERFORM would run a query.
         pgsignals_head := set_config($rang, pg_current_xact_id()::text, true);
         RETURN NULL;
