@@ -28,6 +28,7 @@ from . import failures, groups, identity, reading
 from .failures import Died, Failure, Parked, Retry, backoff
 from .groups import Fenced, Lease
 from .handling import Handler, Interrupted
+from .line import Line
 from .reading import Horizon, Position, Row
 
 logger = logging.getLogger("pgsignals.durable")
@@ -89,7 +90,7 @@ class Worker:
         self._registry = registry
         self._decoder = Decoder(database)
         self._handler: Handler | None = None
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Line | None = None
         self._partitions = 0
         self._held_until = 0.0
         """By the monotonic clock: until then nobody else can have taken a partition."""
@@ -806,7 +807,7 @@ class Worker:
 
     # To drain.
 
-    def prepare(self, connection: psycopg.Connection[Any]) -> None:
+    def prepare(self, connection: Line) -> None:
         """Make the group where there is none of its name, so that what comes from now on is its."""
         identity.recognise(connection)
         self._register(connection)
