@@ -172,6 +172,11 @@ class StoredAdmin(ReadOnlyAdmin):
         """Models and channels that there are."""
         return list(queryset.order_by().values_list("source", flat=True).distinct())
 
+    @admin.display(description=_("at"), ordering="at")
+    def moment(self, stored: Any) -> str:
+        """To the millisecond, in the current time zone: events of one minute are many."""
+        return timezone.localtime(stored.at).isoformat(" ", "milliseconds")
+
     @admin.display(description=_("about"))
     def about(self, stored: Any) -> SafeString:
         """The head: what changed, the context."""
@@ -187,9 +192,9 @@ class StoredAdmin(ReadOnlyAdmin):
 class LogEntryAdmin(StoredAdmin):
     """All that was announced and is kept, the newest first."""
 
-    list_display = ["id", "at", "source", "op", "key", "xid"]
+    list_display = ["id", "moment", "source", "op", "key", "xid"]
     list_filter = ["op", WhenFilter]
-    _all = ("id", "at", "xid", "source", "op", "key", "about", "row")
+    _all = ("id", "moment", "xid", "source", "op", "key", "about", "row")
     fields = _all
     readonly_fields = _all
     ordering = ["-id"]
@@ -314,7 +319,7 @@ class ParkedEventAdmin(StoredAdmin):
 
     list_display = ["event_id", "group_name", "source", "op", "key", "attempts", "next_at", "error"]
     list_filter = ["group_name"]
-    _all = ("event_id", "group_name", "at", "source", "op", "key", "attempts", "next_at", "error", "about", "row")
+    _all = ("event_id", "group_name", "moment", "source", "op", "key", "attempts", "next_at", "error", "about", "row")
     fields = _all
     readonly_fields = _all
     ordering = ["event_id"]
@@ -326,6 +331,13 @@ class DeadLetterForm(_Form):
     class Meta:
         model = DeadLetter
         fields = ("body",)
+        labels = {"body": _("row or payload")}
+        help_texts = {
+            "body": _(
+                "The key, then old and new values in the order of f above; or a message's payload. Saving has the "
+                "group handle the event again, with all attempts."
+            )
+        }
 
     def clean_body(self) -> str:
         """It must still be JSON, of the same kind."""
@@ -346,7 +358,19 @@ class DeadLetterAdmin(StoredAdmin):
     form = DeadLetterForm  # type: ignore[assignment]
     list_display = ["event_id", "group_name", "source", "op", "key", "attempts", "died_at", "error"]
     list_filter = ["group_name", WhenFilter]
-    _shown = ("event_id", "group_name", "at", "source", "op", "key", "attempts", "died_at", "error", "trace", "about")
+    _shown = (
+        "event_id",
+        "group_name",
+        "moment",
+        "source",
+        "op",
+        "key",
+        "attempts",
+        "died_at",
+        "error",
+        "trace",
+        "about",
+    )
     fields = (*_shown, "body")
     readonly_fields = _shown
     actions = ["requeue", "discard"]
@@ -361,6 +385,10 @@ class DeadLetterAdmin(StoredAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Who may change dead letters."""
         return self.may_act(request)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> Any:
+        """What was saved is no dead letter any more, so nobody goes on editing it."""
+        return super().render_change_form(request, {**context, "show_save_and_continue": False}, *args, **options)
 
     def has_requeue_permission(self, request: HttpRequest) -> bool:
         """The same."""

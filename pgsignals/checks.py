@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core import checks
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.core.management import get_commands
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, connections, router
 from django.db.migrations.exceptions import BadMigrationError, CircularDependencyError, NodeNotFoundError
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
@@ -156,6 +156,25 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
             obj=model,
             id="pgsignals.E005",
         )
+    for alias in _without_log(model) if declaration.durable else ():
+        yield checks.Error(
+            _("Notify %(name)r on %(model)s is durable, and the database %(alias)r has the table but no log.")
+            % {**named, "alias": alias},
+            hint=_("Let your router's allow_migrate allow the app pgsignals there: every write would fail."),
+            obj=model,
+            id="pgsignals.E016",
+        )
+
+
+def _without_log(model: type[Model]) -> list[str]:
+    """The databases to which migrations bring the model's table and not the log."""
+    return [
+        alias
+        for alias in connections
+        if connections[alias].vendor == "postgresql"
+        and router.allow_migrate_model(alias, model)
+        and not router.allow_migrate(alias, "pgsignals", model_name="logentry")
+    ]
 
 
 def _condition_problem(model: type[Model], declaration: Notify) -> str | None:

@@ -148,7 +148,10 @@ def test_only_who_may_change_groups_pauses_them(viewer: Client, admin_client: Cl
 def test_a_dead_letter_is_put_right_and_tried_again(admin_client: Client, box: Box) -> None:
     letter = DeadLetter.objects.get()
     url = reverse("admin:pgsignals_deadletter_change", args=[letter.pk])
-    assert "a note is missing" in admin_client.get(url).content.decode()
+    page = admin_client.get(url).content.decode()
+    assert "a note is missing" in page
+    assert "Saving has the group handle the event again" in page
+    assert "Save and continue" not in page
     wrong = admin_client.post(url, {"body": "{not json"})
     assert "This is not JSON" in wrong.content.decode()
     right = letter.body.replace('""]', '"mended"]')

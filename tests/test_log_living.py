@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 from django.db.transaction import TransactionManagementError
 from django.test import override_settings
 
 from pgsignals import PgEvent, Retry, on_pg_event, processed_once, publish
+from pgsignals.durable import control
 from pgsignals.durable.housekeeping import Housekeeping
 from pgsignals.durable.reading import connect
 from pgsignals.models import Identity, LogEntry
 from pgsignals.testing import capture_events
 
-from .ledger.models import Account
+from .ledger.models import Account, Entry
 from .relaying import Box, only_receivers_of_this_test
 from .shop.models import Customer
 from .working import clear_log, drained, rows, until, working
@@ -165,6 +167,46 @@ def test_listen_drain_handles_what_is_there_and_ends(capsys: pytest.CaptureFixtu
     call_command("listen", drain=True)
     assert box.items == ["now"]
     assert "Handled 1 events." in capsys.readouterr().out
+
+
+def test_listen_works_for_the_groups_that_it_is_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    boxes = {name: Box() for name in ("billing", "mail", "search")}
+    for name, box in boxes.items():
+        on_pg_event(Account, group=name, start="beginning")(lambda event, box=box: box.put(event.pk))
+    Account.objects.bulk_create(Account() for _ in range(20))
+    call_command("listen", drain=True, groups="billing, search", workers=2)
+    assert {name: len(box.items) for name, box in boxes.items()} == {"billing": 20, "mail": 0, "search": 20}
+    assert "Handled 40 events" in capsys.readouterr().out
+    with pytest.raises(CommandError, match=r"group 'biling'. There are: billing, mail, search"):
+        call_command("listen", drain=True, groups="biling")
+    with pytest.raises(CommandError, match="no groups"):
+        call_command("listen", drain=True, no_groups=True)
+
+
+def test_a_drain_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    @on_pg_event(Account, group="billing", start="beginning")
+    def later(event: PgEvent) -> None:
+        raise Retry(after=3600)
+
+    Account.objects.create()
+    call_command("listen", drain=True)
+    assert "'billing' goes on; it has 1 events that wait for another attempt" in capsys.readouterr().out
+    control.pause("default", "billing")
+    call_command("listen", drain=True)
+    assert "'billing' is paused" in capsys.readouterr().out
+
+
+def test_a_check_finds_a_durable_declaration_where_no_log_will_be(settings: Any) -> None:
+    from pgsignals.checks import check_declarations
+
+    class NoLog:
+        def allow_migrate(self, db: str, app_label: str, **hints: object) -> bool | None:
+            return False if app_label == "pgsignals" or db == "sqlite" else None
+
+    settings.DATABASE_ROUTERS = [NoLog()]
+    found = [one for one in check_declarations(None) if one.id == "pgsignals.E016"]
+    assert {one.obj for one in found} == {Account, Entry}
+    assert "the database 'default' has the table but no log" in found[0].msg
 
 
 def test_checks_find_a_group_without_a_log_and_receivers_that_disagree() -> None:

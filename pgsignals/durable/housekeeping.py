@@ -11,7 +11,6 @@ import logging
 import random
 import threading
 import time
-from typing import Any
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
@@ -19,6 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .. import conf
 from ..sink import Companion, Deliver
 from ..tables import DELAYED, LOG, PARTITION, PROCESSED, PUBLISH
+from .line import Line
 from .reading import connect, one
 
 logger = logging.getLogger("pgsignals.durable")
@@ -89,7 +89,7 @@ class Housekeeping:
         self._unvacuumed = 0
         self._warned = -1e9
 
-    def step(self, connection: psycopg.Connection[Any]) -> float:
+    def step(self, connection: Line) -> float:
         """Do what is due. Returns after how many seconds to come again."""
         now = time.monotonic()
         if now >= self._deletes_at:
@@ -102,11 +102,11 @@ class Housekeeping:
         due = None if row is None else row[0]
         return _IDLE if due is None else min(max(due, 0.001), _IDLE)
 
-    def append_due(self, connection: psycopg.Connection[Any]) -> int:
+    def append_due(self, connection: Line) -> int:
         """Append delayed messages that are due, some hundreds at most. How many."""
         return connection.execute(_DELIVER).rowcount
 
-    def delete(self, connection: psycopg.Connection[Any]) -> bool:
+    def delete(self, connection: Line) -> bool:
         """Delete for two seconds at most what is old and handled. Whether there may be more."""
         keep, began = conf.get().LOG_KEEP, time.monotonic()
         if began - self._began > _FROM_THE_BEGINNING:
@@ -120,7 +120,7 @@ class Housekeeping:
         self._vacuum(connection)
         return more
 
-    def _delete_some(self, connection: psycopg.Connection[Any], keep: float) -> bool:
+    def _delete_some(self, connection: Line, keep: float) -> bool:
         with connection.transaction():
             if not one(connection.execute("SELECT pg_try_advisory_xact_lock(%s, %s)", LOCK))[0]:
                 return False
@@ -133,19 +133,20 @@ class Housekeeping:
         self._after = max(self._after, last or 0)
         return bool(count)
 
-    def _delete_processed(self, connection: psycopg.Connection[Any], keep: float) -> None:
+    def _delete_processed(self, connection: Line, keep: float) -> None:
         # Twice as long as the log: an event may be tried again for a while after it has left.
         connection.execute(
             f"DELETE FROM {PROCESSED} WHERE at < now() - %s * interval '1 second'", [2 * max(keep, 7 * 86400)]
         )
 
-    def _vacuum(self, connection: psycopg.Connection[Any]) -> None:
+    def _vacuum(self, connection: Line) -> None:
         """Autovacuum would come too, later. Where this role may not, PostgreSQL says so in a warning and skips it."""
         if self._unvacuumed >= _VACUUM_AFTER and self._unvacuumed >= one(connection.execute(_SIZE, [LOG]))[0] / 20:
             self._unvacuumed = 0
-            connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE off) {LOG}")
+            with connection.patient():
+                connection.execute(f"VACUUM (SKIP_LOCKED, TRUNCATE off) {LOG}")
 
-    def _warn(self, connection: psycopg.Connection[Any], keep: float) -> None:
+    def _warn(self, connection: Line, keep: float) -> None:
         now = time.monotonic()
         if now - self._warned < _WARN_EVERY:
             return
@@ -167,7 +168,7 @@ class Housekeeper(Companion):
     def __init__(self, database: str) -> None:
         self.database = database
         self._housekeeping = Housekeeping(database)
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Line | None = None
         self._stopping = threading.Event()
         self._said = ""
         self._thread = threading.Thread(target=self._run, name="pgsignals-housekeeping", daemon=True)

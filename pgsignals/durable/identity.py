@@ -12,11 +12,9 @@ on counting.
 from __future__ import annotations
 
 import logging
-from typing import Any
-
-import psycopg
 
 from ..tables import IDENTITY, LOG, PARTITION
+from .line import Line
 from .reading import one, was_read
 from .schema import LOCK
 
@@ -41,7 +39,7 @@ FROM (
 """
 
 
-def recognise(connection: psycopg.Connection[Any]) -> bool:
+def recognise(connection: Line) -> bool:
     """Put a log right that came from another cluster. Whether it had.
 
     The connection is in autocommit. Writers wait meanwhile.
@@ -49,7 +47,7 @@ def recognise(connection: psycopg.Connection[Any]) -> bool:
     known, here = one(connection.execute(_COMPARE))
     if known == here:
         return False
-    with connection.transaction():
+    with connection.patient(), connection.transaction():
         connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", LOCK)
         known, here = one(connection.execute(_COMPARE))
         if known == here:

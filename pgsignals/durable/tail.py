@@ -21,6 +21,7 @@ from ..event import PgEvent
 from ..sink import Companion, Deliver
 from ..tables import LOG
 from . import identity, reading
+from .line import Line
 from .reading import Position
 from .rhythm import Bell, Rhythm
 
@@ -39,7 +40,7 @@ class Tail(Companion):
         self.bell = Bell()
         self.position: Position | None = None
         self._decoder = Decoder(database)
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Line | None = None
         self._deliver: Deliver = _nowhere
         self._stopping = threading.Event()
         self._said = ""
@@ -91,7 +92,7 @@ class Tail(Companion):
                 reason,
             )
 
-    def _connect(self) -> psycopg.Connection[Any] | None:
+    def _connect(self) -> Line | None:
         """A connection, where there is a log that was ever written to."""
         if self._connection is None:
             self._connection = reading.connect(self.database, "pgsignals log")

@@ -28,6 +28,7 @@ from . import failures, groups, identity, reading
 from .failures import Died, Failure, Parked, Retry, backoff
 from .groups import Fenced, Lease
 from .handling import Handler, Interrupted
+from .line import Line
 from .reading import Horizon, Position, Row
 from .rhythm import Bell, Rhythm
 
@@ -45,6 +46,9 @@ _MOST_DUE = 100
 
 _LOOK_AGAIN = 1.0
 """Seconds after which a worker looks again which keys are blocked, and whether its group is paused."""
+
+_LOOK_AT_UNREADABLE = 60.0
+"""Seconds after which an event that waits, and that this code cannot read, is looked at again."""
 
 _LONGEST_RECONNECT = 30.0
 
@@ -67,7 +71,7 @@ class Worker:
         self._registry = registry
         self._decoder = Decoder(database)
         self._handler: Handler | None = None
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Line | None = None
         self._partitions = 0
         self._held_until = 0.0
         """By the monotonic clock: until then nobody else can have taken a partition."""
@@ -728,7 +732,9 @@ class Worker:
         try:
             event = self._decoder.logged(one.row[:7], self.group)
         except wire.WireError as error:
-            failures.postpone(self._own, one, lease, self.group, Failure(one.row, error, 1, 2))
+            self._say_once("Event %d, which waits in the group %r, cannot be read: %s.", one.row[0], self.group, error)
+            later = Retry(str(error), after=_LOOK_AT_UNREADABLE)
+            failures.postpone(self._own, one, lease, self.group, Failure(one.row, later, 1, 2))
             return False
         limit = handler.max_attempts(event)
         if one.attempts >= limit:
@@ -791,12 +797,14 @@ class Worker:
 
     # To drain.
 
-    def drain(self) -> None:
-        """Handle what is there now, and say so in `drained`. Called before `start`."""
-        with reading.connect(self.database, f"pgsignals group {self.group}") as connection:
-            identity.recognise(connection)
-            groups.register(connection, self.group, self._settings.PARTITIONS, self._atomic, self._start)
-            self._draining = reading.horizon(connection)
+    def prepare(self, connection: Line) -> None:
+        """Make the group where there is none of its name, so that what comes from now on is its."""
+        identity.recognise(connection)
+        self._register(connection)
+
+    def drain(self, until: Horizon) -> None:
+        """Handle what is there at a horizon, and say so in `drained`. Called before `start`."""
+        self._draining = until
 
     def _is_drained(self) -> bool:
         """Also where there is more, and nobody may, or can, handle it now; that was said in the log."""

@@ -76,8 +76,12 @@ class Workers(Companion):
         with reading.connect(self.database, "pgsignals housekeeping") as connection:
             while housekeeping.append_due(connection):
                 pass
+            for worker in self.workers:
+                worker.prepare(connection)
+            # One for all: each waits until the partitions of the others have got there, too.
+            now = reading.horizon(connection)
         for worker in self.workers:
-            worker.drain()
+            worker.drain(now)
         self.start()
         try:
             for worker in self.workers:

@@ -19,6 +19,7 @@ import pytest
 from tests.postgres import Server
 from tests.servers import ROOT, Process, pgbouncer, running
 
+from .proxy import BOTH, Proxy
 from .staging import WITHIN, execute, migrate, own_server, place_of
 
 pytestmark = pytest.mark.faults
@@ -228,3 +229,21 @@ def test_writers_and_workers_go_through_a_pooler_in_transaction_mode(servers: An
             assert worker.end() == 0
         assert not execute(through, "SELECT 1 FROM pgsignals_partition WHERE owner IS NOT NULL")
     assert sorted(effects(place_of(server)), key=int) == [str(number) for number in range(50)]
+
+
+def test_a_worker_whose_line_has_died_without_a_word_comes_back(servers: Any) -> None:
+    """Nobody closes the socket, and what is asked is never answered."""
+    server = servers().start()
+    migrate(place_of(server))
+    proxy = Proxy(server.port)
+    try:
+        there = {**place_of(server), "port": proxy.port}
+        with working(there, "--no-relay", LOG_POLL=0.05, LEASE=0.5, CONNECT_TIMEOUT=2) as worker:
+            worker.wait_for("Groups: billing, mirror")
+            write(place_of(server), "before")
+            worker.wait_for("handled before", within=WITHIN)
+            proxy.swallow(BOTH, only_old=True)
+            write(place_of(server), "after")
+            worker.wait_for("handled after", within=WITHIN)
+    finally:
+        proxy.close()
