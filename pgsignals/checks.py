@@ -472,10 +472,15 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
             )
         if not row.unique:
             yield checks.Warning(
-                _("Nothing in the database keeps the key of %(table)s unique, which Notify %(row)s announces.") % named,
+                _(
+                    "Nothing in the database keeps the key of %(table)s unique and free of NULL, which Notify %(row)s "
+                    "announces."
+                )
+                % named,
                 hint=_(
                     "Old and new rows of an update are paired by the key: each of several rows with the same key is "
-                    "paired with all of them. Add a unique index, or leave updates out of on=..."
+                    "paired with all of them, and one without a key with none. Add a primary key, or leave updates out "
+                    "of on=..."
                 ),
                 obj=model,
                 id="pgsignals.W045",

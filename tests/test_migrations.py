@@ -14,6 +14,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import MigrationWriter
 from django.test import override_settings
+from django.test.utils import isolate_apps
 
 from pgsignals import Notify
 from pgsignals.event import OPERATIONS
@@ -92,6 +93,32 @@ def test_a_field_renamed_in_the_migration_that_creates_the_model_does_not_confus
         writer.execute("UPDATE fleet_ship SET b = 'y'")
     payloads = [json.loads(one.payload) for one in listener.notifications()]
     assert [(one["o"], one.get("c")) for one in payloads] == [("i", None), ("u", ["b"])]
+
+
+@pytest.mark.parametrize("table", ["o'brien", '%(table)s"."x', "$pgsignals_ddl$", "{ddl}", "50% of it", "ünï"])
+def test_a_table_may_have_any_name(listener: Listener, table: str) -> None:
+    if '"' in table:  # Django's way to name a schema
+        with connection.cursor() as cursor:
+            cursor.execute('CREATE SCHEMA "%(table)s"')
+    with isolate_apps("tests.shop"):
+        meta = type("Meta", (), {"app_label": "shop", "db_table": table})
+        model = type("Odd", (models.Model,), {"__module__": __name__, "a": models.TextField(), "Meta": meta})
+    quoted = connection.ops.quote_name(table)
+    try:
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+            editor.add_constraint(model, EVENTS)
+        with connect() as writer:
+            writer.execute(f"INSERT INTO {quoted} (a) VALUES ('x')".encode())
+        with connection.schema_editor() as editor:
+            editor.remove_constraint(model, EVENTS)
+    finally:
+        with connect() as writer:
+            writer.execute(f"DROP TABLE IF EXISTS {quoted} CASCADE".encode())
+            writer.execute(b'DROP SCHEMA IF EXISTS "%(table)s" CASCADE')
+    (payload,) = [json.loads(one.payload) for one in listener.notifications()]
+    assert payload["r"] == [[1, ["x"]]]
+    assert "pgsignals_plane_events" not in functions()
 
 
 def test_changing_fields_replaces_the_function_and_locks_no_table(fleet: Fleet, listener: Listener) -> None:
