@@ -456,7 +456,9 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
         elif row.state == sync.OUTDATED:
             yield checks.Warning(
                 _("Notify %(row)s is not as declared, in database %(alias)r: %(detail)s.") % named,
-                hint=_("Run: manage.py pgsignals sync --database %(alias)s") % named,
+                hint=_("The next migrate renews it; or run: manage.py pgsignals sync --database %(alias)s") % named
+                if row.renewable
+                else _("Run: manage.py pgsignals sync --database %(alias)s") % named,
                 obj=model,
                 id="pgsignals.W041",
             )
