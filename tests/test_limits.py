@@ -301,6 +301,29 @@ def test_two_phase_commit_takes_a_transaction_that_is_silenced(things: Make, lis
     assert brief(listener.events()) == [("update", 1, "a", "b")]
 
 
+def test_what_a_transaction_announces_is_in_memory_until_its_commit(things: Make, listener: Listener) -> None:
+    """And not several times; a silenced transaction has nothing there."""
+
+    def memory(writer: psycopg.Connection[Any]) -> int:
+        found = writer.execute("SELECT sum(total_bytes) FROM pg_backend_memory_contexts").fetchone()
+        return int(found[0]) if found else 0
+
+    taken = []
+    with connect() as writer:
+        many = "INSERT INTO limits_thing (name) SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
+        writer.execute("INSERT INTO limits_thing (name) VALUES ('a'), ('b')")
+        for silenced in ("off", "on"):
+            writer.execute("BEGIN")
+            writer.execute(f"SET LOCAL pgsignals.silenced = {silenced}")
+            before = memory(writer)
+            writer.execute(many)
+            taken.append(memory(writer) - before)
+            writer.execute("ROLLBACK")
+    assert 20_000_000 < taken[0] < 30_000_000
+    assert taken[1] < 1_000_000
+    assert len(listener.events()) == 2
+
+
 # Deletes that cascade
 
 

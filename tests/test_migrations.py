@@ -181,6 +181,16 @@ def test_creating_a_trigger_leaves_the_sessions_lock_timeout_as_it_was(fleet: Fl
         cursor.execute("RESET lock_timeout")
 
 
+def test_what_follows_in_the_same_migration_waits_for_locks_as_long_as_it_did(fleet: Fleet) -> None:
+    fleet.apply(change(ProjectState(), state(plane=[])))
+    model = fleet.state.apps.get_model("fleet.plane")
+    with connection.schema_editor() as editor, connection.cursor() as cursor:
+        for step in (editor.add_constraint, editor.remove_constraint):
+            step(model, EVENTS)
+            cursor.execute("SHOW lock_timeout")
+            assert cursor.fetchone() == ("0",)
+
+
 @pytest.mark.parametrize("options", [{}, {"server_side_binding": True}], ids=["client", "server"])
 def test_both_ways_of_binding_parameters_can_migrate(fleet: Fleet, options: dict[str, Any]) -> None:
     """With server-side binding each of our statements must be a single one, without placeholders."""
