@@ -475,7 +475,9 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
         elif row.state == sync.OUTDATED:
             yield checks.Warning(
                 _("Notify %(row)s is not as declared, in database %(alias)r: %(detail)s.") % named,
-                hint=_("Run: manage.py pgsignals sync --database %(alias)s") % named,
+                hint=_("The next migrate renews it; or run: manage.py pgsignals sync --database %(alias)s") % named
+                if row.renewable
+                else _("Run: manage.py pgsignals sync --database %(alias)s") % named,
                 obj=model,
                 id="pgsignals.W041",
             )
@@ -491,10 +493,15 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
             )
         if not row.unique:
             yield checks.Warning(
-                _("Nothing in the database keeps the key of %(table)s unique, which Notify %(row)s announces.") % named,
+                _(
+                    "Nothing in the database keeps the key of %(table)s unique and free of NULL, which Notify %(row)s "
+                    "announces."
+                )
+                % named,
                 hint=_(
                     "Old and new rows of an update are paired by the key: each of several rows with the same key is "
-                    "paired with all of them. Add a unique index, or leave updates out of on=..."
+                    "paired with all of them, and one without a key with none. Add a primary key, or leave updates out "
+                    "of on=..."
                 ),
                 obj=model,
                 id="pgsignals.W045",

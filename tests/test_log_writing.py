@@ -82,15 +82,30 @@ def test_a_message_is_appended_with_its_key() -> None:
     assert message.payload["type"] == "user.created"
 
 
-def test_a_column_dropped_by_hand_fails_no_write_and_the_whole_row_is_stored() -> None:
+@pytest.mark.parametrize(
+    ("change", "back"),
+    [
+        ("DROP COLUMN note", "ADD COLUMN note text NOT NULL DEFAULT ''"),
+        ("RENAME note TO other", "RENAME other TO note"),
+        (
+            "ALTER note DROP DEFAULT, ALTER note TYPE bytea USING note::bytea",
+            "ALTER note TYPE text USING note::text",
+        ),
+    ],
+    ids=["dropped", "renamed", "retyped"],
+)
+def test_a_column_changed_by_hand_fails_no_write_and_the_whole_row_is_stored(change: str, back: str) -> None:
     with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE ledger_account DROP COLUMN note")
+        cursor.execute("ALTER TABLE ledger_account ALTER note SET DEFAULT 'n'")
+        cursor.execute(f"ALTER TABLE ledger_account {change}")
+        more = (", note", ", 'n'") if "bytea" in change else ("", "")
         try:
-            cursor.execute("INSERT INTO ledger_account (owner, balance) VALUES ('raw', 8)")
+            cursor.execute(f"INSERT INTO ledger_account (owner, balance{more[0]}) VALUES ('raw', 8{more[1]})")
             cursor.execute("UPDATE ledger_account SET balance = 9")
             cursor.execute("DELETE FROM ledger_account")
         finally:
-            cursor.execute("ALTER TABLE ledger_account ADD COLUMN note text NOT NULL DEFAULT ''")
+            cursor.execute(f"ALTER TABLE ledger_account {back}")
+            cursor.execute("ALTER TABLE ledger_account ALTER note DROP DEFAULT")
     inserted, updated, deleted = logged()
     assert inserted.incomplete
     assert inserted.raw["new"]["balance"] == 8

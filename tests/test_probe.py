@@ -17,12 +17,12 @@ from django.db import connection, connections
 from django.test import override_settings
 from psycopg import sql
 
-from pgsignals import publish
+from pgsignals import on_pg_event, publish
 from pgsignals.listening.connection import ListeningConnection, parameters
 from pgsignals.listening.relay import HEALTHY, PROVING, Relay
 
 from .conftest import connect
-from .relaying import Running, Tap, relaying
+from .relaying import Box, Running, Tap, only_receivers_of_this_test, relaying
 from .waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -185,6 +185,20 @@ def test_it_listens_where_the_setting_says(kind: str, monkeypatch: pytest.Monkey
             query = "SELECT application_name FROM pg_stat_activity WHERE pid = %s"
             ((name,),) = other.execute(query, [running.pid()]).fetchall()
         assert name.startswith("pgsignals listen direct")
+
+
+def test_payloads_are_read_as_utf_8_whatever_the_environment_and_the_connection_string_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PostgreSQL would write them in that encoding; or, of what it lacks, end the connection."""
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    for given in (place(), place(client_encoding="LATIN1")):
+        box = Box()
+        with override_settings(PGSIGNALS={"LISTEN": given}), only_receivers_of_this_test():
+            on_pg_event("app_events")(lambda event, box=box: box.put(event.payload))
+            with relaying():
+                publish("app_events", "é🛫")
+                assert box.wait() == ["é🛫"]
 
 
 def test_a_place_that_does_not_hear_what_is_written_is_refused_at_the_start() -> None:

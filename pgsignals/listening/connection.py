@@ -128,7 +128,13 @@ def listening_parameters(database: str) -> dict[str, Any]:
 def _with_name(given: dict[str, Any], name: str) -> dict[str, Any]:
     own = given.get("application_name")
     # A user's own name stays readable behind ours.
-    return {**_KEEPALIVE, **given, "application_name": f"{name} {own}" if own else name}
+    # And whatever PGCLIENTENCODING or a connection string says: payloads are read as UTF-8.
+    return {
+        **_KEEPALIVE,
+        **given,
+        "application_name": f"{name} {own}" if own else name,
+        "client_encoding": "UTF8",
+    }
 
 
 async def connect(parameters: dict[str, Any], seconds: float) -> psycopg.AsyncConnection[Any]:
