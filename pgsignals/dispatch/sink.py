@@ -53,8 +53,8 @@ class ReceiversSink(Sink):
         megabytes, slowness = conf.get().BUFFER, Slowness()
         self._for_thread = Buffer(database, megabytes, self.gap)
         self._for_loop = Buffer(database, megabytes, self.gap)
-        self.threaded = Threaded(Feed(self._for_thread, registry, False, self._wants), slowness)
-        self.looped = Looped(Feed(self._for_loop, registry, True, self._wants), slowness)
+        self.threaded = Threaded(Feed(self._for_thread, registry, False, self._wants, self.gap), slowness)
+        self.looped = Looped(Feed(self._for_loop, registry, True, self._wants, self.gap), slowness)
         self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = 0.0
@@ -151,5 +151,8 @@ class ReceiversSink(Sink):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_EVERY)
-            self.threaded.watch()
-            self.looped.watch()
+            for kind in (self.threaded, self.looped):
+                try:
+                    kind.watch()
+                except Exception:
+                    logger.exception("Running receivers could not be watched. Trying again.")
