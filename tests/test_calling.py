@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -401,6 +403,8 @@ def test_what_one_relay_alone_may_do_is_done_by_one_and_then_by_the_other(regist
     def handle(box: Box, event: PgEvent) -> None:
         box.put(event.payload)
 
+    gaps = Box()
+    on_pg_gap(gaps.put)
     # The same name, so the same duty, in what stand for two processes.
     registry.add(functools.partial(handle, boxes[0]), condition, options)
     other.add(functools.partial(handle, boxes[1]), condition, options)
@@ -409,9 +413,15 @@ def test_what_one_relay_alone_may_do_is_done_by_one_and_then_by_the_other(regist
         publish("app_events", 1)
         boxes[1].wait()
         second.tap.events.wait()
-        assert boxes[0].items == []
+        assert boxes[0].items == gaps.items == []
+        ends = datetime.now(UTC)
         second.stop()
+        # What came meanwhile nobody was called with.
+        gap = gaps.wait()[0]
+        assert gap.since < ends < gap.until
+        assert re.fullmatch(r"another relay called these receivers until now: .*handle", gap.cause)
         until(lambda: (publish("app_events", 2), boxes[0].items)[1])
+    assert len(gaps.items) == 1
     assert boxes[1].items == [1]
     assert set(boxes[0].items) == {2}
 
