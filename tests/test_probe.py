@@ -116,7 +116,7 @@ def test_a_gap_begins_at_the_last_proof_before_the_loss() -> None:
 
 def test_a_relay_that_went_deaf_says_so_and_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
     """As behind a line that is half-open: nothing is closed, and nothing arrives."""
-    with probing(PROBE_WITHIN=0.3) as running:
+    with probing(PROBE_WITHIN=1) as running:
         until(lambda: running.relay.proofs > 1)
         listening = running.relay._connection
         assert listening is not None
@@ -220,7 +220,7 @@ def test_what_the_server_does_not_answer_in_time_costs_the_connection() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"no answer in 0\.2 s"):
             await listening.ask(sql.SQL("SELECT pg_sleep(30)"), 0.2)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         return await listening.lost
 
     assert asyncio.run(ask()) == "no answer in 0.2 s"

@@ -52,7 +52,7 @@ class Site:
         self.port = port
 
     def get(self, path: str) -> dict[str, Any]:
-        with urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=20) as answer:
+        with urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=60) as answer:
             return dict(json.load(answer))
 
     def page(self) -> Page:

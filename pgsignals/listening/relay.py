@@ -51,6 +51,9 @@ _SETTLED = 10.0
 _PROVE_AGAIN = 5.0
 """Seconds, at most, until the next attempt where the token could not be sent."""
 
+_CLOCK_WAS_SET = timedelta(seconds=1)
+"""By less than this two clocks differ anyway."""
+
 _MOST_CHANNELS = 100
 """Channels that are found in the database, where whoever may create a function may write more."""
 
@@ -79,8 +82,9 @@ class Moment:
         return time.monotonic() - self.clock
 
     def before(self, now: datetime) -> datetime:
-        """The earlier of what both clocks say of it, seen from `now`: a gap may be too long, and not too short."""
-        return min(self.at, now - timedelta(seconds=self.seconds))
+        """Seen from `now`, the earlier of what both clocks say: a gap may be too long, and not too short."""
+        said = now - timedelta(seconds=self.seconds)
+        return self.at if abs(said - self.at) < _CLOCK_WAS_SET else min(said, self.at)
 
 
 class Relay:
