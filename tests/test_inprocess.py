@@ -271,6 +271,31 @@ def test_a_relay_that_fails_as_nobody_foresaw_is_reported_and_started_again(
     assert waits[:9] == [5, 10, 20, 40, 80, 160, 300, 300, 300]
 
 
+def test_an_event_loop_that_a_receiver_has_ended_is_replaced(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a task of its own that exits: of asynchronous code asyncio lets that through, and a thread ends in silence."""
+    calls, starts, tasks = Box(), Box(), []
+
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    @on_pg_event(Order, everywhere=True)
+    async def starts_a_task(event: Any) -> None:
+        calls.put(event.pk)
+        if event.pk == 5:
+            tasks.append(asyncio.create_task(exits()))
+
+    on_pg_gap(everywhere=True, start=True)(starts.put)
+    thread = listens()
+    write(INSERT, 5)
+    starts.wait(2)
+    write(INSERT, 6)
+    assert calls.wait(2) == [5, 6]
+    assert thread.stop()
+    assert "The relay's event loop was ended. Another one begins" in caplog.text
+
+
 def test_settings_that_are_wrong_are_said_and_end_nothing(
     registry: Registry, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

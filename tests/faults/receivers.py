@@ -85,6 +85,8 @@ def misbehave(event: PgEvent) -> None:
 async def misbehave_later(event: PgEvent) -> None:
     if _bad == "hangs":
         await asyncio.Event().wait()
+    if _bad == "hangs in a thread":
+        await asyncio.to_thread(threading.Event().wait)
     if _bad == "exits":
         sys.exit(3)
     await sync_to_async(misbehave)(event)

@@ -152,7 +152,7 @@ def test_a_slow_line_is_no_dead_one(place: dict[str, Any], proxy: Proxy) -> None
 
 
 def test_a_flood_over_a_slow_line_is_only_late(place: dict[str, Any], proxy: Proxy) -> None:
-    """Answers come behind the flood, later than an answer may come otherwise."""
+    """The token comes behind the flood, later than it may come otherwise."""
     with staged("flood over a slow line", {**place, "port": proxy.port}, place, CONNECT_TIMEOUT=10) as fault:
         proxy.slow(0.001)
         execute(place, "SELECT count(pg_notify('faults', (-n)::text)) FROM generate_series(1, 5000) AS n")
@@ -343,6 +343,19 @@ def test_a_receiver_misbehaves(place: dict[str, Any], bad: str, kind: str) -> No
         sign = {"leaves a transaction open": "left a transaction open", "hangs": "raised TimeoutError"}
         if bad != "closes its connection":
             fault.relay.output.wait_for(sign.get(bad, "raised"), within=WITHIN)
+
+
+def test_receivers_hang_in_threads(place: dict[str, Any]) -> None:
+    """In as many as asyncio has: it looks up the names of hosts there, and the relay must connect again."""
+    there = {**place, "host": "localhost"}
+    with staged("12 receivers hang in asyncio's threads", there, place, bad="async hangs in a thread") as fault:
+        for number in range(12):
+            execute(place, f"NOTIFY bad, '{number}'")
+        fault.relay.wait(lambda: sum(one[0] == "behaved" for one in fault.relay.told) == 12, "all of them are called")
+        fault.is_over()
+        execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
+        fault.relay.wait_until(lambda one: one[0] == "gap", "a gap is announced")
+        fault.check()
 
 
 def test_a_receiver_sleeps_while_500_000_rows_arrive(place: dict[str, Any]) -> None:
