@@ -293,6 +293,7 @@ def test_an_event_loop_that_a_receiver_has_ended_is_replaced(
     write(INSERT, 6)
     assert calls.wait(2) == [5, 6]
     assert thread.stop()
+    assert isinstance(tasks[0].exception(), SystemExit)
     assert "The relay's event loop was ended. Another one begins" in caplog.text
 
 
