@@ -475,7 +475,13 @@ def release_when_it_stops(running: Running, go_on: threading.Event) -> None:
     """The receivers' sink wakes its thread when it has been told to stop; at that moment the receiver may go on."""
     threaded = running.relay.sinks[0].threaded  # type: ignore[attr-defined]
     wake = threaded.wake
-    threaded.wake = lambda: (wake(), go_on.set())
+
+    def wake_and_release() -> None:
+        wake()
+        if threaded._stopping:  # and not for an event that came a moment ago
+            go_on.set()
+
+    threaded.wake = wake_and_release
 
 
 def test_the_end_waits_for_the_running_receiver_and_drops_the_rest(caplog: pytest.LogCaptureFixture) -> None:

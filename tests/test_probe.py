@@ -314,8 +314,9 @@ def test_what_arrives_and_cannot_be_handled_is_a_gap(
         gap = running.tap.gaps.wait(2)[1]
         publish("app", 2)
         assert [event.payload for event in running.tap.events.wait()] == [2]
-    assert gap.cause == "what arrived could not be handled"
-    assert texts(caplog, "What arrived could not be handled. The connection is replaced")
+    # The latter where it came behind a query of the relay's own.
+    assert gap.cause in ("what arrived could not be handled", "as staged")
+    assert "RuntimeError: as staged" in caplog.text
 
 
 def test_what_a_companion_reads_does_not_pile_up_while_the_event_loop_is_held_up() -> None:
