@@ -320,6 +320,19 @@ def test_a_system_that_gives_no_thread_is_said(
     assert inprocess.start() is not None
 
 
+def test_a_system_that_gives_no_file_is_said(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inprocess.selectors, "DefaultSelector", refuse)
+        assert inprocess.start() is None
+    assert "Too many open files" in caplog.text
+    assert inprocess.start() is not None
+
+
 # Processes of their own: each runs a script, and says what it does.
 
 PRELUDE = """

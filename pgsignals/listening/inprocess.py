@@ -237,7 +237,7 @@ def start(
     It returns at once: the relay listens some moments later, and receivers under `@on_pg_gap(start=True)` are told.
     What it is refused is logged as an error, and tried again.
     None where no relay is started: in the process of `runserver` that only watches the code and starts the other one,
-    at the interpreter's end, and where the system gives no thread. Raises ValueError for other `receivers`.
+    at the interpreter's end, and where the system gives no thread or file. Raises ValueError for other `receivers`.
 
     `pgsignals.wsgi.with_relay` calls this when the first page is asked for. Called in AppConfig.ready() it would start
     a relay in every management command as well.
@@ -250,7 +250,7 @@ def start(
     with _lock:
         running = _running.get(alias)
         if running is None:
-            return _start(alias, RelayThread(Supervisor(receivers, database, further, _FINISH_WITHIN), in_children))
+            return _start(alias, Supervisor(receivers, database, further, _FINISH_WITHIN), in_children)
     if running.supervisor.receivers != receivers:
         logger.warning(
             "A relay of the database %r runs in this process already, with receivers=%r; receivers=%r is not heeded.",
@@ -272,11 +272,12 @@ def stop(within: float = _EXIT_WITHIN) -> bool:
     return _end(threads, within)
 
 
-def _start(alias: str, thread: RelayThread) -> RelayThread | None:
+def _start(alias: str, supervisor: Supervisor, in_children: bool) -> RelayThread | None:
     try:
         _hook_exit()
+        thread = RelayThread(supervisor, in_children)
         thread._start()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # no thread, no file: that fails no page
         logger.error("The relay does not run in the process %d: %s.", os.getpid(), error)
         return None
     _running[alias] = thread
@@ -353,8 +354,7 @@ def _in_child() -> None:
     for alias, thread in threads.items():
         if thread.in_children:
             old = thread.supervisor
-            new = Supervisor(old.receivers, old.database, old.further, old.stop_within)
-            _start(alias, RelayThread(new, in_children=True))
+            _start(alias, Supervisor(old.receivers, old.database, old.further, old.stop_within), in_children=True)
 
 
 def _let_go(descriptors: Iterable[int]) -> None:
