@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -518,6 +519,26 @@ def test_a_server_that_drops_every_connection_at_once_is_asked_less_and_less(mon
     monkeypatch.setattr(Relay, "_wait", wait)
     asyncio.run(asyncio.wait_for(Relay("default", []).run(), WITHIN))
     assert waits == [1, 2, 3, 4, 5]
+
+
+def test_waits_grow_to_a_bound_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that many relays do not come back in step."""
+    spans: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        spans.append((low, high))
+        return 0.0
+
+    async def wait() -> None:
+        relay = Relay("default", [])
+        for attempt in range(1, 12):
+            await relay._wait(attempt, "dropped")
+        await relay._wait(10_000, "dropped")
+
+    monkeypatch.setattr(random, "uniform", uniform)
+    asyncio.run(wait())
+    assert [high for _, high in spans] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30, 30])
+    assert all(low == high / 2 for low, high in spans)
 
 
 def test_a_relay_that_is_still_connecting_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
