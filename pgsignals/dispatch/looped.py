@@ -12,12 +12,14 @@ import operator
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 from asgiref.sync import sync_to_async
 
 from .. import conf
 from ..receivers import Receiver
-from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, report, tidy
+from ..sink import Gap
+from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, renew, report, tidy
 from .feed import Feed, Run
 from .threaded import PAUSE
 
@@ -138,6 +140,8 @@ class Looped:
         plain = timeout is None and not receiver.options.batch
         brief, spent = 0, 0.0
         for in_a_row, argument in enumerate(run, start=1):
+            if argument.__class__ is Gap:
+                await self._renew(argument)
             began = clock()
             self._running[number] = (receiver, began)
             error: BaseException | None = None
@@ -183,6 +187,9 @@ class Looped:
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look(), name="pgsignals-connections")
         await asyncio.wait([self._looking], timeout=_LOOK_WITHIN)
+
+    async def _renew(self, gap: Any) -> None:
+        await asyncio.wait([asyncio.ensure_future(sync_to_async(renew)(gap))], timeout=_LOOK_WITHIN)
 
     async def _look(self) -> None:
         while (receiver := self._to_look_after) is not None:
