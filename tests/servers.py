@@ -61,7 +61,7 @@ class Process:
         with self._news:
             self._news.notify_all()
 
-    def wait_for(self, pattern: str, count: int = 1, within: float = 20) -> str:
+    def wait_for(self, pattern: str, count: int = 1, within: float = 60) -> str:
         """The count-th line that the pattern is found in."""
 
         def found() -> list[str]:
@@ -77,7 +77,7 @@ class Process:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def end(self, number: int = signal.SIGINT, within: float = 10) -> int:
+    def end(self, number: int = signal.SIGINT, within: float = 30) -> int:
         """Send a signal, and wait for the end. The exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -175,7 +175,7 @@ class Browser:
         await self._socket.send(json.dumps(message))
 
     async def receive(self) -> dict[str, Any]:
-        return dict(json.loads(await asyncio.wait_for(self._socket.recv(), 20)))
+        return dict(json.loads(await asyncio.wait_for(self._socket.recv(), 60)))
 
     async def until(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first message that fits; what comes before is passed over."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from .. import conf
 from ..dispatch import ReceiversSink
@@ -24,6 +26,19 @@ def spare_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+_SPARE_THREADS = 8
+
+
+def make_room() -> None:
+    """Have the running event loop, which is the relay's own, more threads than receivers can hang in.
+
+    asyncio looks up the names of hosts in the same threads as `asyncio.to_thread` calls what it is given. By default
+    these are few, and receivers that hang in all of them would keep the relay from ever connecting again.
+    """
+    most = conf.get().CONCURRENCY + _SPARE_THREADS
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(most, thread_name_prefix="pgsignals-asyncio"))
 
 
 def build(

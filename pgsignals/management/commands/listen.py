@@ -25,7 +25,7 @@ from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.listening.health import HealthFile, HealthServer
 from pgsignals.listening.printing import PrintSink
 from pgsignals.listening.relay import Relay, RelayRefused
-from pgsignals.listening.running import build, choose, spare_the_collector
+from pgsignals.listening.running import build, choose, make_room, spare_the_collector
 from pgsignals.publishing import PublishError, check_channel
 from pgsignals.receivers import registry
 
@@ -219,6 +219,7 @@ class Command(OfflineChecks):
             self._end_on_signals(relay)
             self._introduce(relay, sink is not None, options)
             spare_the_collector()
+            make_room()
             await relay.run()
 
     def _be_watched(self, relay: Relay, path: str | None, address: str | None, until_the_end: ExitStack) -> None:
