@@ -162,32 +162,6 @@ def test_a_flood_over_a_slow_line_is_only_late(place: dict[str, Any], proxy: Pro
         assert (outcome.lost, outcome.gaps) == (0, 0)
 
 
-@contextmanager
-def pgbouncer(server: Server, mode: str, folder: Path) -> Iterator[int]:
-    """The port of a PgBouncer before the server."""
-    if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
-        pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
-    port = free_port()
-    lines = [
-        "[databases]",
-        f"postgres = host=127.0.0.1 port={server.port} user=postgres",
-        "[pgbouncer]",
-        "listen_addr = 127.0.0.1",
-        f"listen_port = {port}",
-        "auth_type = any",
-        f"pool_mode = {mode}",
-        "unix_socket_dir =",
-        "ignore_startup_parameters = extra_float_digits",
-    ]
-    folder.chmod(0o755)
-    (folder / "pgbouncer.ini").write_text("\n".join(lines))
-    # It refuses to run as root.
-    become = ["-u", server.user] if server.user else []
-    with running([program, *become, str(folder / "pgbouncer.ini")], {"PATH": "/usr/bin:/bin"}) as process:
-        process.wait_for("process up")
-        yield port
-
-
 def test_pgbouncer_in_transaction_mode_is_refused_with_the_remedy(
     shared: Server, place: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
