@@ -190,8 +190,8 @@ class _LogRows(Rows):
 
     def _stored_updates(self) -> str:
         """A changed primary key is a delete and an insert, each in its own row of the log, as everywhere."""
-        first = self._key_columns()[0]
-        left, came = f"{NEW}.{first} IS NULL", f"{OLD}.{first} IS NULL"
+        # IS NULL would be true of a row that is there and has nothing but NULL.
+        left, came = (f"{alias}.* IS NOT DISTINCT FROM NULL" for alias in (NEW, OLD))
         tests = [self._watched_differ() or f"{OLD}.* *<> {NEW}.*"]
         condition = f"({left} OR {came} OR {tests[0]})"
         if self.when:
