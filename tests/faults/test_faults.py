@@ -23,7 +23,7 @@ from .staging import MORE_MEMORY, WITHIN, Relay, Writer, execute, own_server, pl
 
 pytestmark = pytest.mark.faults
 
-OF_RELAYS = "FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%'"
+KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%'"
 
 
 # The server.
@@ -31,8 +31,8 @@ OF_RELAYS = "FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen
 
 def test_its_backend_is_killed(place: dict[str, Any]) -> None:
     with staged("backend killed", place, place) as fault:
+        execute(place, KILL)
         fault.is_over()
-        execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
         fault.relay.wait_until(lambda one: one[0] == "gap", "a gap is announced")
         assert fault.check().recovered < 5
 
@@ -40,7 +40,7 @@ def test_its_backend_is_killed(place: dict[str, Any]) -> None:
 def test_its_backend_is_killed_again_and_again(place: dict[str, Any]) -> None:
     with staged("backend killed ten times", place, place) as fault:
         for count in range(1, 11):
-            execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
+            execute(place, KILL)
             fault.relay.output.wait_for("Connected again", count, within=WITHIN)
         fault.is_over()
         assert fault.check().gaps == 10
@@ -186,8 +186,8 @@ def test_pgbouncer_in_session_mode_works(
     with pgbouncer(shared, "session", Path(tmp_path_factory.mktemp("pgb"))) as port:
         there = {**place, "port": port}
         with staged("PgBouncer, session mode", there, place) as fault:
+            execute(place, KILL)
             fault.is_over()
-            execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
             fault.check()
 
 
@@ -214,7 +214,7 @@ def test_the_password_is_changed(place: dict[str, Any], role: dict[str, Any]) ->
         execute(place, "ALTER ROLE app PASSWORD 'second'")
         fault.relay.output.wait_for("cannot be proven, because the probe's own connection failed", within=WITHIN)
         fault.relay.hears(fault.writer.sent[-1].number + 20)
-        execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
+        execute(place, KILL)
         fault.relay.output.wait_for("password authentication failed", 3, within=WITHIN)
         execute(place, "ALTER ROLE app PASSWORD 'first'")
         fault.is_over()
@@ -325,8 +325,8 @@ def test_receivers_hang_in_threads(place: dict[str, Any]) -> None:
         for number in range(12):
             execute(place, f"NOTIFY bad, '{number}'")
         fault.relay.wait(lambda: sum(one[0] == "behaved" for one in fault.relay.told) == 12, "all of them are called")
+        execute(place, KILL)
         fault.is_over()
-        execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
         fault.relay.wait_until(lambda one: one[0] == "gap", "a gap is announced")
         fault.check()
 
