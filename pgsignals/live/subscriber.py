@@ -85,8 +85,8 @@ class Subscriber:
         said = {"topics": granted, "refused": refused, "resumed": whole, "ids": ids}
         self.outbox.put(Frame("subscribed", None, said))
         for topic, one in missed.items():
-            for message in one.messages if one is not None else ():
-                await self._tell_event(message, [topic])
+            if one is not None:
+                await self._tell_missed(topic, one)
             if topic not in whole:
                 self.outbox.put(Frame("gap", topic, {"cause": "away for too long" if one is None else "away"}))
         return granted
@@ -109,7 +109,7 @@ class Subscriber:
             here = await _start() if in_log else None
             missed = {topic: await _missed(topic, resume.parse(since[topic])) for topic in topics if topic in since}
         except DatabaseError as error:
-            say_unknown(error, "A browser is told to fetch anew.")
+            logger.warning("What a browser missed cannot be read (%s); it is told to fetch anew.", one_line(error))
             return {topic: None for topic in topics if topic in since}
         for topic in in_log:
             one = missed.get(topic)
@@ -189,9 +189,17 @@ class Subscriber:
         for topic in topics:
             token = self.topics.get(topic)
             if token is not None and "position" in message:
+                if token.is_beyond(message["position"]) and resume.kept(topic) == resume.ALL:
+                    continue  # it has all of this already
                 token = self.topics[topic] = token.moved(message["position"])
             if (said := _of_topic(message, topic)) is not None:
                 self.outbox.put(Frame("event", topic, said, _text(token) if "position" in message else None))
+
+    async def _tell_missed(self, topic: str, missed: resume.Missed) -> None:
+        self.topics[topic] = missed.token
+        for message in missed.messages:
+            if (said := _of_topic(await self._filtered(message), topic)) is not None:
+                self.outbox.put(Frame("event", topic, said, missed.token.text()))
 
     async def _filtered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """What of it the user may hear of."""
@@ -316,4 +324,9 @@ def _of_topic(message: Mapping[str, Any], topic: str) -> dict[str, Any] | None:
 
 def say_unknown(error: Exception, what_follows: str) -> None:
     """That permissions cannot be looked up."""
-    logger.warning("Permissions cannot be looked up (%s). %s", " ".join(str(error).split()), what_follows)
+    logger.warning("Permissions cannot be looked up (%s). %s", one_line(error), what_follows)
+
+
+def one_line(error: Exception) -> str:
+    """What it says."""
+    return " ".join(str(error).split())
