@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from django import template
 from django.apps import apps
@@ -90,15 +91,13 @@ class LiveNode(template.Node):
 
 def _attributes(topics: Any, pk: Any, socket: str) -> dict[str, str]:
     return {
-        "data-pg-topics": " ".join(_topic(str(topic), pk) for topic in topics),
+        "data-pg-topics": " ".join(quote(_topic(str(topic), pk), safe=":.!'()*[],") for topic in topics),
         "data-pg-socket": socket or conf.get().LIVE_URL,
     }
 
 
 def _topic(text: str, pk: Any) -> str:
     topic = asked_topic(text)
-    if " " in topic:
-        raise template.TemplateSyntaxError(f"The topic {text!r} has a space in it; name several topics one by one.")
     if not is_model(topic):
         return topic
     label = topic.partition(":")[0]

@@ -17,5 +17,9 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"console": {"class": "logging.StreamHandler"}},
-    "loggers": {name: {"handlers": ["console"], "level": "INFO"} for name in ("pgsignals", "django.request")},
+    "loggers": {
+        "pgsignals": {"handlers": ["console"], "level": "INFO"},
+        "django.request": {"handlers": ["console"], "level": "ERROR", "propagate": False},
+    },
 }
+PGSIGNALS = {"LIVE_ACCESS": "tests.live.access.Access"}
