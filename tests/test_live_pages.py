@@ -537,9 +537,8 @@ def faults(page: Page, axe: str) -> list[Any]:
     """What axe calls serious or critical."""
     # Not what is Django's own: the links of breadcrumbs, and fields in a list, which have no labels.
     page.evaluate(axe)
-    found = page.evaluate(
-        "() => axe.run({ exclude: ['.breadcrumbs', '#result_list td:not(.action-checkbox) input'] }, { resultTypes: ['violations'] })"
-    )
+    not_ours = [".breadcrumbs", "#result_list td:not(.action-checkbox) input"]
+    found = page.evaluate("exclude => axe.run({ exclude }, { resultTypes: ['violations'] })", not_ours)
     return [
         (one["id"], [node["html"] for node in one["nodes"]])
         for one in found["violations"]

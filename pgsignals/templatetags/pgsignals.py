@@ -15,7 +15,7 @@ from django.apps import apps
 from django.forms.utils import flatatt
 from django.forms.widgets import Script
 from django.template.base import FilterExpression, NodeList, Parser, Token, token_kwargs
-from django.utils.html import format_html, format_html_join
+from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from .. import conf
@@ -77,12 +77,12 @@ class LiveNode(template.Node):
         # Named by their order where they have no name: the same page, fetched anew, must have them in the same order.
         number = context.render_context[_COUNTER] = (context.render_context.get(_COUNTER) or 0) + 1
         attributes = {
-            **{name.replace("_", "-"): str(value) for name, value in options.items()},
+            **{name.replace("_", "-"): escape(value) for name, value in options.items()},
             **_attributes([one.resolve(context) for one in self.topics], own.get("pk"), own.get("socket", "")),
-            "data-pg-fragment": str(own.get("name", number)),
+            "data-pg-fragment": escape(own.get("name", number)),
         }
         if own.get("url"):
-            attributes["data-pg-url"] = str(own["url"])
+            attributes["data-pg-url"] = escape(own["url"])
         tag = str(own.get("tag", "div"))
         if not tag.replace("-", "").isalnum():
             raise template.TemplateSyntaxError(f"pg_live's tag is {tag!r}, and must be an element's name.")
@@ -91,8 +91,9 @@ class LiveNode(template.Node):
 
 def _attributes(topics: Any, pk: Any, socket: str) -> dict[str, str]:
     return {
-        "data-pg-topics": " ".join(quote(_topic(str(topic), pk), safe=":.!'()*[],") for topic in topics),
-        "data-pg-socket": socket or conf.get().LIVE_URL,
+        # Divided by spaces, so what is in a key is written as in a URL.
+        "data-pg-topics": escape(" ".join(quote(_topic(str(topic), pk), safe=":.!'()*[],") for topic in topics)),
+        "data-pg-socket": escape(socket or conf.get().LIVE_URL),
     }
 
 

@@ -3,7 +3,7 @@
 from ..settings import *  # noqa: F403
 from ..settings import INSTALLED_APPS, MIDDLEWARE
 
-INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.staticfiles"]
+INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.staticfiles", "tests.live"]
 MIDDLEWARE = [
     "demo_project.csp.ContentSecurityPolicyMiddleware",
     *MIDDLEWARE[:1],
