@@ -36,6 +36,7 @@ class Frame:
     said: dict[str, Any] = field(default_factory=dict)
     id: str | None = None
     """How far the client is with the topic after this: what it says when it comes back."""
+    _text: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """As clients get it."""
@@ -43,8 +44,10 @@ class Frame:
         return {"type": self.type, **about, **self.said, **({} if self.id is None else {"id": self.id})}
 
     def text(self) -> str:
-        """As JSON, in one line."""
-        return json.dumps(self.as_dict())
+        """As JSON, in one line; made once."""
+        if not self._text:
+            self._text.append(json.dumps(self.as_dict()))
+        return self._text[0]
 
 
 class Flooded(Exception):

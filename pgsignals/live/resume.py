@@ -170,7 +170,7 @@ def missed(topic: str, token: Token | None) -> Missed | None:
     snapshot, too_many, cluster = rows[0][:3]
     if too_many or cluster != token.cluster:
         return None
-    hints = Hints(conf.get().LIVE_FIELDS.get(base, ()))
+    hints = Hints(conf.get().LIVE_FIELDS.get(base, ()), database)
     for event in _events(database, [row[3:] for row in rows if row[3] is not None], is_channel(base)):
         hints.add(event)
     here = Token(token.cluster, int(time.time()), snapshot, snapshot, 0)

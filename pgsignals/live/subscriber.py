@@ -62,6 +62,9 @@ class Subscriber:
         self._checked = self._joined = time.monotonic()
         self._checking = asyncio.Lock()
         self._decoder: Decoder | None = None
+        # Asked once: for each message to each client that would add up.
+        self._recheck_after = access.recheck_after
+        self._filters = access.filters()
 
     # What the client asks for.
 
@@ -204,7 +207,7 @@ class Subscriber:
     async def _filtered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """What of it the user may hear of."""
         name = "payloads" if is_channel(message["topic"]) else "events"
-        if message["refetch"] or not message[name] or not self.access.filters():
+        if message["refetch"] or not message[name] or not self._filters:
             return message
         try:
             kept = await self._choose(message["topic"], message[name])
@@ -240,7 +243,7 @@ class Subscriber:
     async def recheck(self) -> None:
         """Raises django.db.Error where they cannot be looked up; then the next message tries again."""
         async with self._checking:
-            if time.monotonic() - self._checked < self.access.recheck_after:
+            if time.monotonic() - self._checked < self._recheck_after:
                 return
             user = await self._fresh()
             allowed = await self.allowed(user, list(self.topics))
