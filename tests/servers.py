@@ -148,9 +148,9 @@ def pgbouncer(server: Server, mode: str, folder: Path, pool: int = 20) -> Iterat
 
 
 @contextmanager
-def daphne(application: str, environment: dict[str, str]) -> Iterator[tuple[Process, int]]:
+def daphne(application: str, environment: dict[str, str], module: str = "tests.asgi") -> Iterator[tuple[Process, int]]:
     port = free_port()
-    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), f"tests.asgi:{application}"]
+    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), f"{module}:{application}"]
     with running(command, environment) as process:
         process.wait_for("Listening on TCP address")
         yield process, port
