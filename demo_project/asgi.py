@@ -1,7 +1,7 @@
 """Pages, WebSockets and the relay, in one process.
 
-`with_relay` is what makes a `listen` process unnecessary here: the relay runs beside the pages and feeds the layer in
-this process's memory. `receivers="all"`, because no other process would run the receivers.
+`with_relay` is what makes a `listen` process unnecessary for live pages: the relay runs beside them and feeds the layer
+in this process's memory. Receivers are called where `listen` runs, and here those with everywhere=True.
 """
 
 import os
@@ -31,5 +31,4 @@ application = with_relay(
             "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets)),
         }
     ),
-    receivers="all",
 )

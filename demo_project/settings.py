@@ -109,7 +109,12 @@ ASGI_APPLICATION = "demo_project.asgi.application"
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 SILENCED_SYSTEM_CHECKS = ["pgsignals.W031"]  # which says just this
 
-PGSIGNALS: dict[str, object] = {}
+PGSIGNALS: dict[str, object] = {
+    "CHANNELS": ["flights_clock"],
+    # Seconds. The visitor who kills a worker wants to see its partitions taken over, and not to wait for that.
+    "LEASE": 3.0,
+    "LOG_KEEP": 3600.0,
+}
 
 LANGUAGE_CODE = "en-us"
 USE_TZ = True
@@ -125,6 +130,7 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "short"}},
     "loggers": {
         "pgsignals": {"handlers": ["console"], "level": "INFO", "propagate": False},
+        "django.request": {"handlers": ["console"], "level": "ERROR", "propagate": False},
         "flights": {"handlers": ["console"], "level": os.environ.get("FLIGHTS_LOG", "WARNING")},
     },
 }

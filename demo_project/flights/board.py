@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from django.utils.timezone import localtime
 
+from . import atlas, replay
 from .day import NEW_YORK
 from .models import Airline, Flight, Status
 
@@ -35,6 +36,9 @@ class Row(NamedTuple):
     departure: datetime | None
     news_at: datetime | None
     scheduled: datetime
+    arrives: datetime
+    origin: str
+    destination: str
 
     @property
     def left(self) -> bool:
@@ -42,6 +46,7 @@ class Row(NamedTuple):
 
 
 _COLUMNS = ("pk", "status", "airline_id", "departure_delay", "departure", "news_at", "scheduled_departure")
+_COLUMNS += ("scheduled_arrival", "origin_id", "destination_id")
 
 
 def numbers(changed: Collection[int] = ()) -> dict[str, Any]:
@@ -56,13 +61,43 @@ def numbers(changed: Collection[int] = ()) -> dict[str, Any]:
         "counts": _counts(rows),
         "on_time": _on_time(rows),
         "delay": _mean(left),
-        "clock": max((row.news_at for row in rows if row.news_at), default=None),
+        "clock": clock(),
+        "planes": [_plane(row) for row in rows if row.status == Status.DEPARTED and row.departure],
         "hours": _by_hour(left),
         "airlines": _by_airline(left),
         "flights": [[row.pk, row.status, localtime(row.scheduled, NEW_YORK).hour] for row in rows],
         "feed": _feed(Flight.objects.filter(news_at__isnull=False).order_by("-news_at", "-pk")[:FEED]),
         "changed": _feed(Flight.objects.filter(pk__in=changed).order_by("-news_at", "-pk")) if changed else [],
     }
+
+
+def clock() -> dict[str, Any]:
+    """What time it is in the day, how fast that goes, and where in the day that is (from 0 to 1)."""
+    if replay.current is None:
+        return {"at": replay.now(), "speed": 0, "paused": True, "part": 0.0, "length": 0}
+    its = replay.current.clock
+    reading = its.read()
+    part = (reading.at - its.begin) / (its.end - its.begin)
+    length = (its.end - its.begin).total_seconds()
+    over = reading.at >= its.end
+    return {"at": reading.at, "speed": reading.speed, "paused": reading.paused or over, "part": round(part, 5), "length": length}
+
+
+def _plane(row: Row) -> list[Any]:
+    """A flight in the air: its key, its way, when it left, when it will be there, and its delay in minutes.
+
+    It takes as long as was planned: only the day itself knows better.
+    """
+    assert row.departure is not None  # noqa: S101
+    lands = row.departure + (row.arrives - row.scheduled)
+    way = f"{row.origin}-{row.destination}"
+    return [row.pk, way, row.departure.timestamp(), lands.timestamp(), row.delay or 0]
+
+
+def ways() -> dict[str, atlas.Way]:
+    """The curves on the map, by origin and destination."""
+    pairs = Flight.objects.order_by().values_list("origin_id", "destination_id").distinct()
+    return {f"{origin}-{destination}": atlas.way(origin, destination) for origin, destination in pairs}
 
 
 def _counts(rows: Iterable[Row]) -> dict[str, int]:
