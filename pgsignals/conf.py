@@ -5,7 +5,7 @@ Every key has its unit in its documentation and a default; a key that is not her
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -78,6 +78,16 @@ class Settings:
     """Shares into which a new group's keys are divided: as many workers as that can be busy. Fixed when the group's
     first worker starts."""
 
+    LIVE_URL: str = "/ws/pg/"
+    """Where live pages open their WebSocket: a path of the same host, or a whole address (`wss://...`)."""
+
+    LIVE_ACCESS: str = "pgsignals.live.access.Access"
+    """The class that says who may hear of what, for WebSockets and Server-Sent Events alike."""
+
+    LIVE_FIELDS: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By model, those of its declared fields whose values go to the processes that serve browsers, so that an access
+    can decide by them, for rows that are deleted as well. They are not sent to browsers."""
+
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "DATABASE": (str,),
@@ -99,6 +109,9 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "LOG_BATCH": (int,),
     "LEASE": (int, float),
     "PARTITIONS": (int,),
+    "LIVE_URL": (str,),
+    "LIVE_ACCESS": (str,),
+    "LIVE_FIELDS": (dict,),
 }
 
 _CHOICES = {"WAKE_UP": ("gated", "every_commit", "poll")}
@@ -111,6 +124,8 @@ def get() -> Settings:
         raise ImproperlyConfigured(wrong[0])
     if "CHANNELS" in given:
         given["CHANNELS"] = tuple(given["CHANNELS"])
+    if "LIVE_FIELDS" in given:
+        given["LIVE_FIELDS"] = {label.lower(): tuple(names) for label, names in given["LIVE_FIELDS"].items()}
     return Settings(**given)
 
 
@@ -131,7 +146,7 @@ def _given() -> dict[str, Any]:
 
 def describe_problems(given: dict[str, Any]) -> list[str]:
     """One sentence for each unknown key and each value of a wrong kind, with the remedy."""
-    known = [field.name for field in fields(Settings)]
+    known = [one.name for one in fields(Settings)]
     found = []
     for key, value in given.items():
         if key not in known:
@@ -147,4 +162,15 @@ def describe_problems(given: dict[str, Any]) -> list[str]:
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be greater than 0.")
         elif isinstance(value, list | tuple) and not all(isinstance(name, str) for name in value):
             found.append(f"settings.PGSIGNALS['CHANNELS'] is {value!r}, and must hold channel names only.")
+        elif key == "LIVE_URL" and not str(value).startswith(("/", "ws://", "wss://")):
+            found.append(f"settings.PGSIGNALS['LIVE_URL'] is {value!r}, and must begin with /, ws:// or wss://.")
+        elif isinstance(value, dict) and not all(map(_names_fields, value.items())):
+            found.append(
+                f"settings.PGSIGNALS['LIVE_FIELDS'] is {value!r}, and must hold lists of fields by the model's label."
+            )
     return found
+
+
+def _names_fields(item: tuple[Any, Any]) -> bool:
+    label, names = item
+    return isinstance(label, str) and isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)

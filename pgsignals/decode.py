@@ -14,7 +14,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import connections
 
 from . import values, wire
-from .event import MESSAGE, TRUNCATE, LogEvent, PgEvent, Reader, Source, Statement
+from .event import DELETE, INSERT, MESSAGE, TRUNCATE, UPDATE, LogEvent, PgEvent, Reader, Source, Statement
 
 if TYPE_CHECKING:
     from django.db.models import Model
@@ -64,7 +64,7 @@ class Decoder:
             return self._rows(channel, wire.read_rows(document))
         return [PgEvent(self._of_messages(channel), Statement(), document)]
 
-    def logged(self, row: LogRow, group: str | None = None) -> LogEvent:
+    def logged(self, row: LogRow, group: str | None = None, window: tuple[str, str] | None = None) -> LogEvent:
         """The event of a row of the log, read by a group or by nobody in particular.
 
         Raises as `decode` does.
@@ -77,7 +77,29 @@ class Decoder:
             said, ordered_by = wire.parse_body(body), wire.parse_body(key)
         except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors too
             raise wire.WireError(f"the log's row {number} cannot be read ({error})") from None
-        return LogEvent(*known, said, number=number, writer=int(writer), moment=moment, raw_key=ordered_by, group=group)
+        return LogEvent(
+            *known,
+            said,
+            number=number,
+            writer=int(writer),
+            moment=moment,
+            raw_key=ordered_by,
+            group=group,
+            window=window,
+        )
+
+    def hinted(
+        self, label: str, op: str, pk: Any, changed: list[str], fields: tuple[str, ...], old: Any, new: Any
+    ) -> PgEvent:
+        """The event that a hint is about, with the values that went along. Raises UnknownLabel."""
+        source = self._source(wire.CHANNEL, label, wire.OPERATION_CODES[op])
+        sides = {INSERT: [new], DELETE: [old], UPDATE: [old or new, new]}[op]
+        row = [pk, *sides] if fields and None not in sides else [pk]
+        return PgEvent(source, Statement(fields=fields, changed=frozenset(changed)), row)
+
+    def hinted_message(self, channel: str, payload: Any) -> PgEvent:
+        """The event of a message that reached a browser's process by a hint."""
+        return PgEvent(Source(op=MESSAGE, channel=channel, database=self.database), Statement(), payload)
 
     def _head(self, text: str, source: str) -> tuple[Source, Statement]:
         parsed = wire.parse_head(text)

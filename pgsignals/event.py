@@ -407,6 +407,9 @@ class LogEvent(PgEvent, frozen=True, eq=False, gc=False, kw_only=True):
     raw_key: Any
     group: str | None = None
     """The group that handles it; None for receivers without one."""
+    window: tuple[str, str] | None = None
+    """Between which snapshots it was read, for receivers without a group: what was over at the first has been read,
+    and of what was over at the second, all up to this event's number."""
 
     @property
     def id(self) -> int:

@@ -36,6 +36,7 @@ INSTALLED_APPS = [
     "tests.shop",
     "tests.declaring",
     "tests.ledger",
+    "tests.live",
     "tests.kinds.apps.KindsConfig",
 ]
 MIDDLEWARE = [

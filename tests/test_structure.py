@@ -30,7 +30,7 @@ ROWS = [
     ["durable"],
     ["listening"],
     ["live", "ready"],
-    ["admin", "asgi", "checks", "management", "testing", "wsgi"],
+    ["admin", "asgi", "checks", "management", "templatetags", "testing", "wsgi"],
     ["apps", "pytest_plugin"],
 ]
 RANK = {room: number for number, row in enumerate(ROWS) for room in row}

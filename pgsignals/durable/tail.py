@@ -134,16 +134,16 @@ class Tail(Companion):
         query, given = reading.query(position, _AT_ONCE)
         rows = connection.execute(query, given).fetchall()
         self.position = position.at(rows[-1][0]) if len(rows) == _AT_ONCE else position.done()
-        events = self._decoded(rows)
+        events = self._decoded(rows, (position.since, position.until))
         if events:
             self._deliver(events, sum(len(row[5]) + len(row[6]) for row in rows))
         return bool(rows)
 
-    def _decoded(self, rows: Sequence[reading.Row]) -> list[PgEvent]:
+    def _decoded(self, rows: Sequence[reading.Row], window: tuple[str, str]) -> list[PgEvent]:
         events: list[PgEvent] = []
         for row in rows:
             try:
-                events.append(self._decoder.logged(row[:7]))
+                events.append(self._decoder.logged(row[:7], window=window))
             except UnknownLabel:
                 continue
             except wire.WireError as error:

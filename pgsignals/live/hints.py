@@ -2,6 +2,9 @@
 
 Hints say which rows, not what is in them: of several events about one row the last operation stays, with the names of
 all fields that changed. What is too much to name, or cannot travel, becomes "refetch".
+
+A project may have some fields go along (PGSIGNALS["LIVE_FIELDS"]), for the processes that serve browsers to decide by;
+and hints about durable events say how far in the log they are.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..event import MESSAGE, TRUNCATE, PgEvent
+from ..event import MESSAGE, TRUNCATE, LogEvent, PgEvent, Values
 from .topics import is_channel
 
 MAX_KEYS = 200
@@ -22,20 +25,44 @@ MAX_BYTES = 32_000
 
 
 @dataclass(slots=True)
+class Row:
+    """What happened to one row."""
+
+    op: str
+    pk: Any
+    changed: set[str]
+    old: list[Any] | None = None
+    """Of the fields that go along: what they were before the first event, where it says so."""
+    new: list[Any] | None = None
+    """And what they are after the last."""
+
+    def message(self, with_fields: bool) -> list[Any]:
+        """As it stands in a group's message."""
+        said = [self.op, self.pk, sorted(self.changed)]
+        return [*said, self.old, self.new] if with_fields else said
+
+
+@dataclass(slots=True)
 class Hints:
     """What happened to one topic since its last message."""
 
-    rows: dict[str, tuple[str, Any, set[str]]] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
+    """Names of the fields that go along."""
+    rows: dict[str, Row] = field(default_factory=dict)
     payloads: list[Any] = field(default_factory=list)
     size: int = 0
     refetch: bool = False
     touched: bool = False
     gap: str | None = None
     lost: bool = False
+    position: tuple[str, str, int] | None = None
+    """Of the last durable event: see `LogEvent.window`, and its number."""
 
     def add(self, event: PgEvent) -> None:
         """Put an event to the others."""
         self.touched = True
+        if isinstance(event, LogEvent) and event.window is not None:
+            self.position = (*event.window, event.number)
         if self.refetch:
             return
         if event.op == MESSAGE:
@@ -54,7 +81,8 @@ class Hints:
         if self.gap is not None:
             said.append({"type": "pg.gap", "topic": topic, "cause": self.gap})
         if self.touched:
-            said.append({"type": "pg.event", "topic": topic, "refetch": self.refetch, **self._contents(topic)})
+            at = {} if self.position is None else {"position": list(self.position)}
+            said.append({"type": "pg.event", "topic": topic, "refetch": self.refetch, **self._contents(topic), **at})
         if lost is not None and (self.lost or self.gap is not None):
             said.append({"type": "pg.lost", "topic": topic, "cause": lost})
         return said
@@ -62,21 +90,35 @@ class Hints:
     def _contents(self, topic: str) -> dict[str, Any]:
         if is_channel(topic):
             return {"payloads": self.payloads}
-        return {"events": [[operation, key, sorted(changed)] for operation, key, changed in self.rows.values()]}
+        return {"events": [row.message(bool(self.fields)) for row in self.rows.values()]}
 
     def _add_row(self, event: PgEvent) -> None:
         key = repr(event.raw_pk)
-        before = self.rows.get(key)
-        if before is None:
+        row = self.rows.get(key)
+        if row is None:
             if not can_travel(event.raw_pk):
                 self._give_up()
                 return
             self.size += len(key)
-        known: set[str] = before[2] if before else set()
+            row = self.rows[key] = Row(event.op, event.raw_pk, set())
         # Forged events may name any fields, ever others: they count.
-        self.size += sum(map(len, event.changed - known))
-        self.rows[key] = (event.op, event.raw_pk, known | event.changed)
+        self.size += sum(map(len, event.changed - row.changed))
+        row.op = event.op
+        row.changed |= event.changed
+        if self.fields:
+            row.old = row.old or self._values(event.old)
+            row.new = self._values(event.new) or row.new
         self._limit(len(self.rows))
+
+    def _values(self, values: Values | None) -> list[Any] | None:
+        if values is None:
+            return None
+        raw = values.raw
+        kept = [raw.get(name) for name in self.fields]
+        if not can_travel(kept):
+            self.size = MAX_BYTES
+        self.size += len(repr(kept))
+        return kept
 
     def _add_payload(self, payload: Any) -> None:
         if not can_travel(payload):

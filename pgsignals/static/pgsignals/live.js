@@ -5,11 +5,13 @@
        onGap(message) {},     // {topic, cause}: something may have been missed, fetch anew
        onState(state) {},     // "connecting", "live", "lost", "refused"
      });
+     live.subscribe(["flights.airline"]);
      live.close();
 
    "lost" is shown when the WebSocket is gone or silent, and when the relay behind it has no connection to the database.
    "refused" is shown when the user may hear of none of the topics (any more).
-   After each reconnect onGap is called: nobody knows what happened meanwhile.
+   After a reconnect onGap is called, because nobody knows what happened meanwhile. For durable events the server knows:
+   it is told how far we are, and what was missed comes as onEvent.
 */
 "use strict";
 
@@ -33,14 +35,15 @@
   }
 
   function connect(url, topics, handlers) {
+    const wanted = new Set(topics);
     const granted = new Set();
+    const heard = new Map(); // how far we are, by topic: what the server calls the id
     const gaps = new Set(); // topics whose gap is about to be told
     let socket = null;
     let attempt = 0;
     let timer = null; // of the next attempt
     let pulse = null; // of the next ping, or of the answer to it
     let closed = false;
-    let connectedBefore = false;
     let state = null;
 
     function call(name, argument) {
@@ -67,23 +70,34 @@
       }
     }
 
+    const before = new Set(); // topics that were granted once
+
     const on = {
       subscribed(message) {
-        granted.clear();
-        message.topics.forEach((topic) => granted.add(topic));
+        for (const topic of message.topics) {
+          granted.add(topic);
+          if (before.has(topic) && !message.resumed.includes(topic)) {
+            announceGap(topic, "reconnected");
+          }
+          before.add(topic);
+        }
         for (const topic of message.refused) {
+          granted.delete(topic);
           console.warn("pgsignals: the server refused the topic " + topic);
         }
+        Object.entries(message.ids).forEach(([topic, id]) => heard.set(topic, id));
         attempt = 0;
         become(granted.size ? "live" : "refused");
-        if (connectedBefore) {
-          granted.forEach((topic) => announceGap(topic, "reconnected"));
-        }
-        connectedBefore = true;
       },
       event(message) {
         become("live");
+        if (message.id) {
+          heard.set(message.topic, message.id);
+        }
         call("onEvent", message);
+      },
+      ack(message) {
+        socket.send(JSON.stringify({ ack: message.number })); // or the server takes us for too slow
       },
       gap(message) {
         become("live");
@@ -112,6 +126,11 @@
       }, PING_EVERY);
     }
 
+    function ask(topics) {
+      const since = Object.fromEntries(Array.from(heard).filter(([topic]) => topics.includes(topic)));
+      socket.send(JSON.stringify({ subscribe: topics, since: since }));
+    }
+
     function letGo() {
       window.clearTimeout(pulse);
       if (socket !== null) {
@@ -138,7 +157,8 @@
         return;
       }
       socket.onopen = function () {
-        socket.send(JSON.stringify({ subscribe: topics }));
+        granted.clear();
+        ask(Array.from(wanted));
         alive();
       };
       socket.onmessage = function (event) {
@@ -163,6 +183,13 @@
     become("connecting");
     open();
     return {
+      subscribe(topics) {
+        const more = topics.filter((topic) => !wanted.has(topic));
+        more.forEach((topic) => wanted.add(topic));
+        if (more.length && socket !== null && socket.readyState === WebSocket.OPEN) {
+          ask(more);
+        }
+      },
       close() {
         closed = true;
         window.removeEventListener("online", atOnce);

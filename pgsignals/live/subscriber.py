@@ -1,0 +1,319 @@
+"""One client that listens, whichever way its frames then go: what it may hear of, and what of it waits to be sent.
+
+group's message -> does it concern the client -> may the user still hear of it -> filter -> outbox -> transport
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from channels.db import database_sync_to_async
+from django.db import Error as DatabaseError
+
+from .. import conf
+from ..decode import Decoder
+from ..event import PgEvent, together
+from . import groups, resume
+from .access import Access
+from .outbox import Frame, Outbox
+from .topics import base_of, durable_group, group_of, is_channel, key_of, key_text
+
+logger = logging.getLogger("pgsignals.live")
+
+MAX_TOPICS = 100
+"""Topics of one client."""
+
+MAX_TOPIC = 200
+"""Characters of a topic."""
+
+REJOIN_AFTER = 3600.0
+"""Seconds after which the layer is told again who listens; channels_redis forgets that after a day."""
+
+_MOST_RELAYS = 64
+"""Relays whose numbers are followed, for each topic; of more, those heard of last."""
+
+_KEPT_BACK = "an event that was kept back"
+
+
+class Subscriber:
+    """A client of one channel layer.
+
+    channel: the name under which the layer reaches it. fresh: gives the user anew, as it is now.
+    """
+
+    def __init__(
+        self, access: Access, user: Any, fresh: Callable[[], Awaitable[Any]], layer: Any, channel: str
+    ) -> None:
+        self.access = access
+        self.user = user
+        self.topics: dict[str, resume.Token | None] = {}
+        """What it listens to, and how far it is in the log with it."""
+        self.outbox = Outbox()
+        self._fresh = fresh
+        self._layer = layer
+        self._channel = channel
+        self._heard: dict[str, dict[str, int]] = {}
+        """By what is sent to a group: the number of each relay's last message."""
+        self._watching: dict[str, groups.Told] = {}
+        self._checked = self._joined = time.monotonic()
+        self._checking = asyncio.Lock()
+        self._decoder: Decoder | None = None
+
+    # What the client asks for.
+
+    async def subscribe(self, wanted: Sequence[str], since: Mapping[str, Any] | None = None) -> list[str]:
+        """Listen to topics, those that are allowed, and say which. `since`: the ids that the client has of them.
+
+        Raises django.db.Error where permissions cannot be looked up.
+        """
+        since = since or {}
+        await self.recheck()
+        room = max(MAX_TOPICS - len(self.topics), 0)
+        new = [topic for topic in wanted if topic not in self.topics][:room]
+        # Whoever logged out, or was deactivated, since the connection was opened is nobody that a project is asked of.
+        for topic in await self.allowed(self.user, new):
+            await self._join(topic)
+        granted = [topic for topic in wanted if topic in self.topics]
+        refused = [topic for topic in wanted if topic not in self.topics]
+        missed = await self._begin([topic for topic in granted if topic in new], since)
+        whole = [topic for topic, one in missed.items() if one is not None and resume.kept(topic) == resume.ALL]
+        ids = {topic: text for topic in granted if (text := _text(self.topics[topic])) is not None}
+        said = {"topics": granted, "refused": refused, "resumed": whole, "ids": ids}
+        self.outbox.put(Frame("subscribed", None, said))
+        for topic, one in missed.items():
+            for message in one.messages if one is not None else ():
+                await self._tell_event(message, [topic])
+            if topic not in whole:
+                self.outbox.put(Frame("gap", topic, {"cause": "away for too long" if one is None else "away"}))
+        return granted
+
+    async def unsubscribe(self, topics: Sequence[str]) -> None:
+        """Listen to them no more."""
+        for topic in topics:
+            if topic in self.topics:
+                await self._leave(topic)
+
+    async def close(self) -> None:
+        """Leave all groups."""
+        for topic in list(self.topics):
+            await self._leave(topic)
+
+    async def _begin(self, topics: Sequence[str], since: Mapping[str, Any]) -> dict[str, resume.Missed | None]:
+        """How far the client is from here on; and what it missed, of those topics that it has been at before."""
+        in_log = [topic for topic in topics if resume.kept(topic) is not None]
+        try:
+            here = await _start() if in_log else None
+            missed = {topic: await _missed(topic, resume.parse(since[topic])) for topic in topics if topic in since}
+        except DatabaseError as error:
+            say_unknown(error, "A browser is told to fetch anew.")
+            return {topic: None for topic in topics if topic in since}
+        for topic in in_log:
+            one = missed.get(topic)
+            # Whoever is cut off again before what was missed has arrived must come back with the old id.
+            self.topics[topic] = here if one is None else resume.parse(since[topic]) if one.messages else one.token
+        return missed
+
+    async def _join(self, topic: str) -> None:
+        group = durable_group(topic)
+        if group is not None:
+            self._watching[topic] = lambda status: self._tell_group(topic, status)
+            groups.watch().add(group, self._watching[topic])
+        elif base_of(topic) not in self._heard:
+            self._heard[base_of(topic)] = {}
+            await self._layer.group_add(group_of(topic), self._channel)
+        self.topics[topic] = None
+
+    async def _leave(self, topic: str) -> None:
+        del self.topics[topic]
+        if topic in self._watching:
+            groups.watch().remove(self._watching.pop(topic))
+        elif not self._listening(base := base_of(topic)):
+            del self._heard[base]
+            await self._layer.group_discard(group_of(topic), self._channel)
+
+    def _listening(self, base: str) -> list[str]:
+        return [topic for topic in self.topics if base_of(topic) == base]
+
+    # What is sent to its groups.
+
+    async def hear(self, message: Mapping[str, Any]) -> None:
+        """A group's message."""
+        kind, base = message["type"], message["topic"]
+        if not await self._may_hear(kind, base) or not (topics := self._listening(base)):
+            return
+        if self._follow(message) and kind != "pg.gap":
+            self._tell_all("gap", topics, {"cause": "missed"})
+        if kind == "pg.event":
+            await self._tell_event(message, topics)
+        else:
+            self._tell_all(kind.removeprefix("pg."), topics, {"cause": message["cause"]})
+
+    async def _may_hear(self, kind: str, base: str) -> bool:
+        try:
+            await self.recheck()
+        except DatabaseError as error:
+            # A loss or a gap tells nothing of the data. An event does: it is kept back, and because its number is not
+            # followed either, the next message will say that something was missed.
+            if kind == "pg.event":
+                say_unknown(error, f"An event of {base} is kept back; a gap will follow.")
+                # Also where it is the first: the next message then comes after one of another relay.
+                self._heard.get(base, {}).setdefault(_KEPT_BACK, 0)
+                return False
+        return True
+
+    def _follow(self, message: Mapping[str, Any]) -> bool:
+        """Note the number. Whether one before it did not come: the layer dropped it, or a new relay began."""
+        relay, number = message["relay"], message["number"]
+        heard = self._heard[message["topic"]]
+        missed = bool(heard) and heard.get(relay) != number - 1
+        # Several relays may feed one group, each with numbers of its own.
+        heard.pop(relay, None)
+        heard[relay] = number
+        if len(heard) > _MOST_RELAYS:
+            del heard[next(iter(heard))]
+        return missed
+
+    def _tell_all(self, kind: str, topics: Sequence[str], said: dict[str, Any]) -> None:
+        for topic in topics:
+            self.outbox.put(Frame(kind, topic, said))
+
+    def _tell_group(self, topic: str, status: dict[str, Any] | None) -> None:
+        self.outbox.put(Frame("event", topic, {"status": status}))
+
+    async def _tell_event(self, message: Mapping[str, Any], topics: Sequence[str]) -> None:
+        message = await self._filtered(message)
+        for topic in topics:
+            token = self.topics.get(topic)
+            if token is not None and "position" in message:
+                token = self.topics[topic] = token.moved(message["position"])
+            if (said := _of_topic(message, topic)) is not None:
+                self.outbox.put(Frame("event", topic, said, _text(token) if "position" in message else None))
+
+    async def _filtered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of it the user may hear of."""
+        name = "payloads" if is_channel(message["topic"]) else "events"
+        if message["refetch"] or not message[name] or not self.access.filters():
+            return message
+        try:
+            kept = await self._choose(message["topic"], message[name])
+        except DatabaseError as error:
+            say_unknown(error, f"An event of {message['topic']} becomes a gap.")
+            return {**message, name: [], "refetch": True}
+        left = [one for place, one in enumerate(message[name]) if place in kept]
+        return {**message, name: left, "empty": not left}
+
+    @database_sync_to_async
+    def _choose(self, base: str, items: Sequence[Any]) -> set[int]:
+        try:
+            events = together(self._as_event(base, item) for item in items)
+            kept = {id(one) for one in self.access.filter_events(self.user, events)}
+        except DatabaseError:
+            raise
+        except Exception:  # the project's own code
+            logger.exception("filter_events() failed for events of %.80r, which are withheld.", base)
+            return set()
+        return {place for place, event in enumerate(events) if id(event) in kept}
+
+    def _as_event(self, base: str, item: Any) -> PgEvent:
+        if self._decoder is None:
+            self._decoder = Decoder(conf.get().DATABASE)
+        if is_channel(base):
+            return self._decoder.hinted_message(base.partition(":")[2], item)
+        op, pk, changed, *values = item
+        old, new = values or (None, None)
+        return self._decoder.hinted(base, op, pk, changed, conf.get().LIVE_FIELDS.get(base, ()), old, new)
+
+    # Permissions are taken away, and sessions end, while a page stays open.
+
+    async def recheck(self) -> None:
+        """Raises django.db.Error where they cannot be looked up; then the next message tries again."""
+        async with self._checking:
+            if time.monotonic() - self._checked < self.access.recheck_after:
+                return
+            user = await self._fresh()
+            allowed = await self.allowed(user, list(self.topics))
+            self.user = user
+            self._checked = time.monotonic()
+            for topic in [topic for topic in self.topics if topic not in allowed]:
+                await self._leave(topic)
+                self.outbox.forget(topic)
+                self.outbox.put(Frame("refused", topic))
+            await self._rejoin()
+
+    async def _rejoin(self) -> None:
+        if time.monotonic() - self._joined > REJOIN_AFTER:
+            self._joined = time.monotonic()
+            for base in self._heard:
+                await self._layer.group_add(group_of(base), self._channel)
+
+    def is_done(self) -> bool:
+        """Whether nothing is left that the user may hear of, and nothing that is yet to be said about that."""
+        return not self.topics and self.outbox.is_empty()
+
+    @database_sync_to_async
+    def allowed(self, user: Any, topics: Sequence[str]) -> list[str]:
+        """Which of these topics a user may hear of now."""
+        if not topics or not self._asks("admits", user):
+            return []
+        return [topic for topic in topics if self._asks("can_subscribe", user, topic)]
+
+    def _asks(self, method: str, *about: Any) -> bool:
+        try:
+            return bool(getattr(self.access, method)(*about))
+        except DatabaseError:
+            raise
+        except Exception:  # the project's own code, and the browser chose what it was asked
+            what = f"the topic {about[1]!r:.80}" if len(about) > 1 else f"the user {about[0].pk!r}"
+            logger.exception("%s() failed for %s, which is refused.", method, what)
+            return False
+
+    # To the transport.
+
+    async def frames(self, heartbeat: float) -> AsyncIterator[Frame | None]:
+        """What the client is told, as it can take it; None after so many seconds of silence.
+
+        Permissions are looked up in silence, too.
+        """
+        while True:
+            frame: Frame | None = None
+            try:
+                async with asyncio.timeout(heartbeat):
+                    frame = await self.outbox.get()
+            except TimeoutError:
+                try:
+                    await self.recheck()
+                except DatabaseError as error:
+                    say_unknown(error, "Nothing is sent meanwhile.")
+            yield frame
+
+
+_start = database_sync_to_async(resume.start)
+_missed = database_sync_to_async(resume.missed)
+
+
+def _text(token: resume.Token | None) -> str | None:
+    return None if token is None else token.text()
+
+
+def _of_topic(message: Mapping[str, Any], topic: str) -> dict[str, Any] | None:
+    """What a topic's own client hears of a group's message; None where nothing in it concerns it."""
+    said: dict[str, Any] = {"number": message["number"]} if "number" in message else {}
+    if message.get("resumed"):
+        said["resumed"] = True
+    said["refetch"] = message["refetch"]
+    if message.get("empty"):
+        return None
+    if is_channel(topic):
+        return {**said, "payloads": message["payloads"]}
+    key = key_of(topic)
+    events = [one[:3] for one in message["events"] if key is None or key_text(one[1]) == key]
+    return {**said, "events": events} if message["refetch"] or events or key is None else None
+
+
+def say_unknown(error: Exception, what_follows: str) -> None:
+    """That permissions cannot be looked up."""
+    logger.warning("Permissions cannot be looked up (%s). %s", " ".join(str(error).split()), what_follows)

@@ -1,0 +1,125 @@
+/* Ordinary pages: what {% pg_live %} and {% pg_topics %} mark takes part in what happens. After live.js and refresh.js.
+
+   data-pg-topics="flights.flight channel:news"   events of these topics are dispatched as DOM events: `pg:flights.flight`
+                                                  on the element and on the body, with the message in event.detail
+   data-pg-fragment="name"                        besides, the element's content is fetched anew, from data-pg-url or
+                                                  from the page's own address, where it must have the same name
+
+   The element has data-pg-state: connecting, live, lost, refused. Before its content is replaced it gets the event
+   `pg:before-swap`, which may be prevented; afterwards `pg:swap`.
+*/
+"use strict";
+
+(function () {
+  const MARKED = "[data-pg-topics]";
+  const topicsOf = (element) => element.dataset.pgTopics.split(" ").filter(Boolean);
+  const urlOf = (element) => new URL(element.dataset.pgUrl || "", window.location.href.split("#")[0]).href;
+  const fragments = () => document.querySelectorAll(MARKED + "[data-pg-fragment]");
+  const refreshers = new Map(); // by the URL that fragments are fetched from
+  const sockets = new Map(); // by the URL of the WebSocket
+  const states = new Map();
+
+  function dispatch(name, detail) {
+    const at = [document.body, ...document.querySelectorAll(MARKED)];
+    const topic = name.slice("pg:".length);
+    for (const element of new Set(at)) {
+      if (element === document.body || topicsOf(element).includes(topic)) {
+        element.dispatchEvent(new CustomEvent(name, { detail: detail }));
+      }
+    }
+  }
+
+  const isEdited = (field) =>
+    field === document.activeElement ||
+    (field.options ? Array.from(field.options).some((one) => one.selected !== one.defaultSelected) : false) ||
+    ("checked" in field && field.checked !== field.defaultChecked) ||
+    ("defaultValue" in field && field.value !== field.defaultValue);
+
+  function swap(element, fresh) {
+    if (element.innerHTML === fresh.innerHTML) {
+      return;
+    }
+    if (Array.from(element.querySelectorAll("input:not([type=hidden]), select, textarea")).some(isEdited)) {
+      element.dataset.pgWaits = ""; // until the visitor is done
+      return;
+    }
+    delete element.dataset.pgWaits;
+    if (element.dispatchEvent(new CustomEvent("pg:before-swap", { cancelable: true, detail: { fresh: fresh } }))) {
+      const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
+      element.replaceChildren(...fresh.childNodes);
+      if (focused && document.getElementById(focused)) {
+        document.getElementById(focused).focus({ preventScroll: true });
+      }
+      element.dispatchEvent(new CustomEvent("pg:swap", { bubbles: true }));
+    }
+  }
+
+  function refresherOf(url) {
+    if (!refreshers.has(url)) {
+      refreshers.set(url, pgsignals.refresher(async function () {
+        const page = await pgsignals.page(url);
+        for (const element of fragments()) {
+          const named = `[data-pg-fragment="${CSS.escape(element.dataset.pgFragment)}"]`;
+          if (urlOf(element) === url && page.querySelector(named)) {
+            swap(element, page.querySelector(named));
+          }
+        }
+      }));
+    }
+    return refreshers.get(url);
+  }
+
+  // All that a topic's fragments need; those of one URL are fetched together.
+  function refresh(topic, how) {
+    const urls = Array.from(fragments()).filter((one) => !topic || topicsOf(one).includes(topic)).map(urlOf);
+    new Set(urls).forEach((url) => how(refresherOf(url)));
+  }
+
+  function show(socket, state) {
+    states.set(socket, state);
+    document.querySelectorAll(MARKED).forEach(function (element) {
+      if (element.dataset.pgSocket === socket) {
+        element.dataset.pgState = state;
+      }
+    });
+    dispatch("pg:state", { state: state });
+  }
+
+  const connect = (socket, topics) => pgsignals.connect(socket, topics, {
+    onEvent(message) {
+      dispatch("pg:" + message.topic, message);
+      refresh(message.topic, (one) => one.tell(message));
+    },
+    onGap(message) {
+      dispatch("pg:" + message.topic, Object.assign({ refetch: true }, message));
+      refresh(message.topic, (one) => one.all());
+    },
+    onState(state) {
+      show(socket, state);
+      if (state === "live") {
+        refresh(null, (one) => one.all()); // what happened since the page was made is in no event
+      }
+    },
+  });
+
+  // Also for what htmx, or the page's own scripts, put in later.
+  function scan() {
+    for (const element of document.querySelectorAll(MARKED)) {
+      const socket = element.dataset.pgSocket;
+      if (!sockets.has(socket)) {
+        sockets.set(socket, connect(socket, topicsOf(element)));
+      }
+      sockets.get(socket).subscribe(topicsOf(element));
+      element.dataset.pgState = states.get(socket);
+    }
+  }
+
+  scan();
+  new MutationObserver(scan).observe(document.documentElement, { childList: true, subtree: true });
+  document.addEventListener("focusout", function (event) {
+    const waiting = event.target.closest("[data-pg-waits]");
+    if (waiting) {
+      window.setTimeout(() => refresherOf(urlOf(waiting)).all());
+    }
+  });
+})();

@@ -1,0 +1,1 @@
+"""A project with live pages, for the tests that look at them in a browser."""

@@ -1,0 +1,21 @@
+"""The tests' settings, with pages. PGSIGNALS_TEST_DATABASE names the database."""
+
+from ..settings import *  # noqa: F403
+from ..settings import INSTALLED_APPS, MIDDLEWARE
+
+INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.staticfiles"]
+MIDDLEWARE = [
+    "demo_project.csp.ContentSecurityPolicyMiddleware",
+    *MIDDLEWARE[:1],
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    *MIDDLEWARE[1:],
+]
+ROOT_URLCONF = "tests.live.urls"
+LOGIN_URL = "admin:login"
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "handlers": {"console": {"class": "logging.StreamHandler"}},
+    "loggers": {name: {"handlers": ["console"], "level": "INFO"} for name in ("pgsignals", "django.request")},
+}
