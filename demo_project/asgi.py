@@ -19,10 +19,9 @@ from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E40
 from django.urls import path  # noqa: E402
 
 from pgsignals.asgi import with_relay  # noqa: E402
+from pgsignals.live.consumer import PgEventConsumer  # noqa: E402
 
-from .flights.consumers import StaffConsumer  # noqa: E402
-
-sockets = URLRouter([path("events/", StaffConsumer.as_asgi())])
+sockets = URLRouter([path("ws/pg/", PgEventConsumer.as_asgi())])
 
 application = with_relay(
     ProtocolTypeRouter(

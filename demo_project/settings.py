@@ -110,7 +110,8 @@ CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}
 SILENCED_SYSTEM_CHECKS = ["pgsignals.W031"]  # which says just this
 
 PGSIGNALS: dict[str, object] = {
-    "CHANNELS": ["flights_clock"],
+    "CHANNELS": ["flights_clock", "flights_worker"],
+    "LIVE_ACCESS": "demo_project.flights.access.StaffAccess",
     # Seconds. The visitor who kills a worker wants to see its partitions taken over, and not to wait for that.
     "LEASE": 3.0,
     "LOG_KEEP": 3600.0,

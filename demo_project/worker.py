@@ -6,6 +6,7 @@ started it, however that ends: it holds one end of a pipe, and finds it closed.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -74,6 +75,13 @@ current: Worker | None = None
 """Of this process: only `manage.py demo` has one."""
 
 
+def _unless_on_purpose(record: logging.LogRecord) -> bool:
+    """The hotel refuses guests because the visitor wants to see what follows; that needs no traceback each time."""
+    from demo_project.flights.receivers import HotelFull
+
+    return not (record.exc_info and isinstance(record.exc_info[1], HotelFull))
+
+
 def _end_with_parent() -> None:
     sys.stdin.buffer.read()  # until the other end is closed
     os.kill(os.getpid(), signal.SIGTERM)
@@ -86,6 +94,7 @@ def main() -> None:
     from django.core.management import call_command
 
     django.setup()
+    logging.getLogger("pgsignals.dispatch").addFilter(_unless_on_purpose)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     # Channels' groups are fed beside the pages, where the layer in memory is.
     call_command("listen", "--no-channels", verbosity=0)

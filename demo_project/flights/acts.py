@@ -22,8 +22,8 @@ from . import board, doing, journey, replay
 from .models import Hotel
 from .views import for_staff
 
-CLOCK = "flights_clock"
-"""The channel on which all who look hear that the clock was touched."""
+CLOCK, WORKER = "flights_clock", "flights_worker"
+"""The channels on which all who look hear that the clock was touched, or the worker."""
 
 _CHANGE = "flights.change_flight"
 
@@ -113,6 +113,7 @@ def _fill_hotel(request: HttpRequest) -> None:
 def _run_worker(request: HttpRequest) -> None:
     if worker.current is not None:
         worker.current.start() if request.POST.get("run") == "yes" else worker.current.kill()
+        publish(WORKER, {"runs": worker.current.pid is not None})
 
 
 def _requeue(request: HttpRequest) -> None:

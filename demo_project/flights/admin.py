@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
+
+from pgsignals.live.admin import LiveModelAdmin
 
 from .models import Airline, Airport, Flight, Hotel
 
 
 @admin.register(Flight)
-class FlightAdmin(admin.ModelAdmin):
+class FlightAdmin(LiveModelAdmin, admin.ModelAdmin):
     list_display = ["code", "route", "airline", "scheduled_departure", "state", "delay"]
     list_filter = [
         "status",
@@ -40,9 +40,6 @@ class FlightAdmin(admin.ModelAdmin):
     @admin.display(description=_("delay"), ordering="departure_delay", empty_value="")
     def delay(self, flight: Flight) -> str | None:
         return None if flight.departure_delay is None else f"{flight.departure_delay:+d} min"
-
-    def changelist_view(self, request: Any, extra_context: Any = None) -> Any:
-        return super().changelist_view(request, {"topics": Flight._meta.label_lower, **(extra_context or {})})
 
 
 admin.site.register([Airline, Airport, Hotel])

@@ -8,7 +8,6 @@ from typing import Any
 
 from django.db import DEFAULT_DB_ALIAS
 from django.db.models import Sum
-from django.utils import timezone
 
 from demo_project import worker
 from pgsignals.durable import control
@@ -29,34 +28,28 @@ class Line:
     flight: str
     attempts: int
     error: str
-    seconds: float
-    """Until the next attempt, or since it died."""
 
 
 def status() -> dict[str, Any]:
     """All of it, as it is now."""
     parked, dead = ParkedEvent.objects.order_by("event_id"), DeadLetter.objects.order_by("-died_at", "-pk")
-    moment = timezone.now()
     return {
         "groups": control.status(DEFAULT_DB_ALIAS),
         "hotel": Hotel.objects.first(),
         "rooms": Booking.objects.count(),
         "landings": LandingFee.objects.aggregate(all=Sum("landings"))["all"] or 0,
-        "parked": _lines(parked, lambda one: (one.next_at - moment).total_seconds()),
+        "parked": _lines(parked),
         "parked_count": parked.count(),
-        "dead": _lines(dead, lambda one: (moment - one.died_at).total_seconds()),
+        "dead": _lines(dead),
         "dead_count": dead.count(),
         "worker": worker.current,
     }
 
 
-def _lines(stored: Any, seconds: Any) -> list[Line]:
+def _lines(stored: Any) -> list[Line]:
     found = list(stored[:SHOWN])
     names = {flight.pk: str(flight) for flight in Flight.objects.filter(pk__in=[_pk(one) for one in found])}
-    return [
-        Line(one.pk, one.event_id, names.get(_pk(one), ""), one.attempts, one.error, max(seconds(one), 0.0))
-        for one in found
-    ]
+    return [Line(one.pk, one.event_id, names.get(_pk(one), ""), one.attempts, one.error) for one in found]
 
 
 def _pk(stored: Any) -> Any:

@@ -54,11 +54,12 @@ class Log:
 _followed: dict[str, Log] = {}
 
 
-def note(station: str, event: PgEvent) -> None:
-    """An event comes by a station. Only one that is followed is looked at."""
+def note(station: str, event: PgEvent, *, loads: bool = False) -> None:
+    """An event comes by a station, which may load the row. Only one that is followed is looked at."""
     if not _followed or (log := _followed.get(str(event.context.get(MARK)))) is None:
         return
-    log.note(station, {"at": now(), "thread": threading.current_thread().name, "event": describe(event)})
+    seen = {"at": now(), "event": describe(event)}
+    log.note(station, {**seen, "instance": repr(event.instance())} if loads else seen)
 
 
 def now() -> float:
@@ -75,7 +76,7 @@ def describe(event: PgEvent) -> dict[str, Any]:
         "changed": sorted(event.changed),
         "old": dict(event.old or {}),
         "new": dict(event.new or {}),
-        "at": event.at.timestamp() * 1000 if event.at else None,
+        "at": event.at,
         "transaction": event.transaction,
         "context": dict(event.context),
     }

@@ -41,7 +41,7 @@ async def pass_the_relay(event: PgEvent) -> None:
 @on_pg_event(Flight, "update", everywhere=True)
 def reach_a_receiver(event: PgEvent) -> None:
     """A synchronous one runs in a thread beside it."""
-    journey.note("receiver", event)
+    journey.note("receiver", event, loads=True)
 
 
 # Durable events: they wait in the log until the group has handled them, whoever is down meanwhile.

@@ -23,9 +23,6 @@ from .models import Airline, Flight, Status
 MOST_CHANGED = 50
 """Keys that a page may ask the news of at once."""
 
-DURABLE = ("pgsignals.partition", "pgsignals.parkedevent", "pgsignals.deadletter", "pgsignals.group", "flights.hotel")
-"""What else the page about groups listens to: the migrations of this app announce the library's own tables."""
-
 View = Callable[..., HttpResponse]
 
 
@@ -100,10 +97,10 @@ def show_journey(request: HttpRequest) -> HttpResponse:
 @for_staff("pgsignals.view_group", "pgsignals.view_deadletter")
 def show_durable(request: HttpRequest) -> HttpResponse:
     """Groups, and what becomes of events that fail."""
-    return _page(request, "durable", {"title": _("Durable events"), **groups.status()}, *DURABLE)
+    return _page(request, "durable", {"title": _("Durable events"), **groups.status()})
 
 
-def _page(request: HttpRequest, name: str, context: dict[str, Any], *topics: str) -> HttpResponse:
+def _page(request: HttpRequest, name: str, context: dict[str, Any]) -> HttpResponse:
     common = {
         **admin.site.each_context(request),
         "opts": Flight._meta,
@@ -112,7 +109,6 @@ def _page(request: HttpRequest, name: str, context: dict[str, Any], *topics: str
         "clock": board.clock(),
         "speeds": clock.SPEEDS,
         "is_nav_sidebar_enabled": False,  # a wall has no room for it
-        "topics": " ".join((Flight._meta.label_lower, "channel:flights_clock", *topics)),
     }
     return TemplateResponse(request, f"flights/{name}.html", {**common, **context})
 

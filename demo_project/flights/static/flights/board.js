@@ -126,9 +126,8 @@
   }
 
   show(JSON.parse(document.getElementById("numbers").textContent), true);
-  flights.keepFresh(async function (news) {
-    const keys = Array.from(news.changed.keys()).slice(-50).join();
-    const response = await flights.get(words.numbers + "?changed=" + encodeURIComponent(keys));
-    show(await response.json(), news.everything);
+  flights.keepFresh(async function (keys, everything) {
+    const response = await flights.get(words.numbers + "?changed=" + encodeURIComponent(keys.slice(-50).join()));
+    show(await response.json(), everything);
   });
 })();

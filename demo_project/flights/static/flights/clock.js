@@ -39,9 +39,10 @@ flights.clock = (function () {
       const button = controls.querySelector(".play");
       button.setAttribute("aria-pressed", String(!reading.paused));
       button.querySelector(".visually-hidden").textContent = reading.paused ? button.dataset.play : button.dataset.pause;
-      const select = controls.elements.speed;
-      if (Array.from(select.options).some((option) => Number(option.value) === reading.speed)) {
-        select.value = String(reading.speed);
+      const options = Array.from(controls.elements.speed.options);
+      const chosen = options.find((option) => Number(option.value) === reading.speed);
+      if (chosen) {
+        chosen.selected = true;
       }
     }
   }
@@ -72,7 +73,7 @@ flights.clock = (function () {
   }
 
   set(JSON.parse(document.getElementById("clock-reading").textContent));
-  flights.on("channel:flights_clock", set);
+  document.body.addEventListener("pg:channel:flights_clock", (event) => (event.detail.payloads || []).forEach(set));
   window.setInterval(draw, 200);
   return { now, set };
 })();

@@ -3,6 +3,7 @@
 
 (function () {
   const page = document.getElementById("journey");
+  const words = page.dataset;
   const button = page.querySelector("button");
   const status = page.querySelector("[role=status]");
   const numbers = document.getElementById("numbers-of").dataset.url;
@@ -10,14 +11,20 @@
   let lines = new Map(); // the news of flights, as last fetched
 
   const station = (name) => page.querySelector('[data-station="' + name + '"]');
-  const json = (value) => JSON.stringify(value, null, 2).replace(/\[\s+([^[\]{}]*?)\s+\]/g, (all, inner) => "[" + inner.replace(/\s+/g, " ") + "]");
+
+  // A line for each name, and not for each bracket.
+  function json(value) {
+    const spaced = (one) => JSON.stringify(one, null, 1).replace(/\n\s*/g, " ").replace(/([[{]) /g, "$1").replace(/ ([\]}])/g, "$1");
+    return Object.entries(value).map(([name, one]) => name + ": " + spaced(one)).join("\n");
+  }
+
+  const signed = (milliseconds) => (milliseconds < 0 ? "−" : "+") + Math.abs(milliseconds).toFixed(1) + " ms";
 
   function pass(name, milliseconds, text, note) {
     const element = station(name);
     element.classList.add("passed");
     const figure = document.createElement("b");
-    const sign = milliseconds < 0 ? "−" : "+";
-    figure.textContent = sign + Math.abs(milliseconds).toFixed(1) + " ms";
+    figure.textContent = signed(milliseconds);
     element.querySelector(".when").replaceChildren(figure, note);
     element.querySelector("pre").textContent = text;
   }
@@ -32,12 +39,13 @@
 
   function showServer(seen) {
     const { write, trigger, relay, receiver } = seen;
-    pass("write", write.begun - write.commit, write.sql, "begun");
-    pass("trigger", trigger.at - write.commit, json(trigger.payload), trigger.bytes + " bytes");
-    for (const [name, noted] of Object.entries({ relay, receiver })) {
-      if (noted) {
-        pass(name, noted.at - write.commit, json(noted.event), noted.thread === "MainThread" ? "event loop" : noted.thread);
-      }
+    pass("write", write.begun - write.commit, write.sql, words.begun);
+    pass("trigger", trigger.at - write.commit, json(trigger.payload), trigger.bytes + " " + words.bytes);
+    if (relay) {
+      pass("relay", relay.at - write.commit, json(relay.event), words.called);
+    }
+    if (receiver) {
+      pass("receiver", receiver.at - write.commit, "event.instance() = " + receiver.instance, words.called);
     }
   }
 
@@ -45,30 +53,30 @@
     button.disabled = true;
     clear();
     try {
-      const clocks = await flights.compareClocks(page.dataset.moment);
-      const seen = await flights.post(page.dataset.url, {});
+      const clocks = await flights.compareClocks(words.moment);
+      const seen = await flights.post(words.url, {});
       showServer(seen);
       const commit = seen.write.commit - clocks.offset;
       const arrival = await flights.heardOf(seen.write.keys, commit - clocks.within, WITHIN);
       if (arrival === null) {
         throw new Error("the browser has not heard of it");
       }
-      pass("browser", arrival.at - commit, json(arrival.frame), "arrived");
+      pass("browser", arrival.at - commit, json(arrival.message), words.arrived);
       const painted = await arrival.painted;
-      pass("paint", painted - commit, json(lines.get(seen.write.keys[0])), "painted");
+      pass("paint", painted - commit, json(lines.get(seen.write.keys[0])), words.painted);
       status.textContent = seen.write.said + ". ±" + clocks.within.toFixed(1) + " ms";
       page.dataset.done = "true";
     } catch (error) {
-      status.textContent = page.dataset.failed + " " + error.message;
+      status.textContent = words.failed + " " + error.message;
     }
     button.disabled = false;
     button.focus({ preventScroll: true });
   }
 
   button.addEventListener("click", follow);
-  flights.keepFresh(async function (news) {
-    const keys = Array.from(news.changed.keys()).slice(-50).join();
-    const fresh = await (await flights.get(numbers + "?changed=" + encodeURIComponent(keys))).json();
+  flights.keepFresh(async function (keys) {
+    const wanted = encodeURIComponent(keys.slice(-50).join());
+    const fresh = await (await flights.get(numbers + "?changed=" + wanted)).json();
     flights.clock.set(fresh.clock);
     lines = new Map(fresh.changed.map((line) => [line.pk, line]));
   });

@@ -1,23 +1,16 @@
-/* What all live pages do: show the connection's state, fetch anew when something happened, but not too often, and note
-   when what was heard of stood on the screen.
-
-     flights.keepFresh(function refresh(news) { return a promise; });
-
-   news.changed: Map of key -> operation since the last call; news.everything: true where these may not be all.
-*/
+/* What the pages have in common: the sign of the connection, when what was heard of stood on the screen, and how to ask
+   the server. That events come at all is pgsignals' doing: they are DOM events on the body. */
 "use strict";
 
 window.flights = (function () {
-  const PAUSE = 150; // milliseconds between two fetches
-  const RETRY = 2000; // milliseconds after a fetch that failed
+  const FLIGHT = "pg:flights.flight";
   const REMEMBER = 15000; // milliseconds for which arrivals are remembered
   const sign = document.getElementById("live");
-  const listeners = {};
 
   // Milliseconds since 1970, finer than Date.now().
   const now = () => performance.timeOrigin + performance.now();
 
-  // Once the browser has painted what the document says now.
+  // The moment when the browser has painted what the document says now.
   function painted() {
     return new Promise(function (resolve) {
       requestAnimationFrame(function () {
@@ -28,15 +21,21 @@ window.flights = (function () {
     });
   }
 
-  // What was heard: {at, keys (null where all rows may have changed), painted (a promise of the moment)}.
+  document.body.addEventListener("pg:state", function (event) {
+    sign.dataset.state = event.detail.state;
+    sign.querySelector(".live-text").textContent = sign.dataset[event.detail.state];
+  });
+
+  // What was heard of flights: {at, keys (null where all may have changed), message, painted (a promise of the moment)}.
   const arrivals = [];
   const waiting = []; // what is to be told when something arrives
 
-  function arrive(keys) {
-    const arrival = { at: now(), keys: keys, frame: null };
+  function arrive(message) {
+    const keys = message.refetch ? null : new Set(message.events.map((event) => event[1]));
+    const arrival = { at: now(), keys, message };
     arrival.painted = new Promise((resolve) => (arrival.resolve = resolve));
     arrivals.push(arrival);
-    while (arrivals.length && arrivals[0].at < arrival.at - REMEMBER) {
+    while (arrivals[0].at < arrival.at - REMEMBER) {
       arrivals.shift();
     }
     waiting.splice(0).forEach((tell) => tell());
@@ -49,10 +48,7 @@ window.flights = (function () {
     for (;;) {
       const missing = new Set(keys);
       for (const arrival of arrivals.filter((one) => one.at >= since)) {
-        if (arrival.keys === null) {
-          return arrival;
-        }
-        arrival.keys.forEach((key) => missing.delete(key));
+        (arrival.keys || keys).forEach((key) => missing.delete(key));
         if (missing.size === 0) {
           return arrival;
         }
@@ -67,72 +63,28 @@ window.flights = (function () {
     }
   }
 
+  // Calls refresh(keys, everything) when flights have changed, and notes when that stood on the screen.
   function keepFresh(refresh) {
-    let changed = new Map();
-    let everything = false;
-    let timer = null;
-    let busy = false;
     let unpainted = [];
-
-    function ask(delay) {
-      if (timer === null && !busy) {
-        timer = window.setTimeout(run, delay);
-      }
-    }
-
-    async function run() {
-      const news = { changed: changed, everything: everything };
+    const news = pgsignals.refresher(async function (told) {
       const shows = unpainted;
-      changed = new Map();
-      everything = false;
       unpainted = [];
-      timer = null;
-      busy = true;
-      let delay = PAUSE;
       try {
-        await refresh(news);
-        painted().then((at) => shows.forEach((arrival) => arrival.resolve(at)));
+        await refresh(Array.from(told.keys.keys()), told.everything);
       } catch (error) {
-        console.info("The page could not be refreshed, and tries again: " + error.message);
-        everything = true;
         unpainted = shows.concat(unpainted);
-        delay = RETRY;
+        throw error;
       }
-      busy = false;
-      if (everything || changed.size) {
-        ask(delay);
+      painted().then((at) => shows.forEach((arrival) => arrival.resolve(at)));
+    });
+    document.body.addEventListener(FLIGHT, function (event) {
+      unpainted.push(arrive(event.detail));
+      news.tell(event.detail);
+    });
+    document.body.addEventListener("pg:state", function (event) {
+      if (event.detail.state === "live") {
+        news.all(); // what happened since the page was made is in no event
       }
-    }
-
-    function all() {
-      everything = true;
-      ask(0);
-    }
-
-    pgsignals.connect(sign.dataset.events, sign.dataset.topics.split(" "), {
-      onEvent(message) {
-        if (message.payloads) {
-          message.payloads.forEach((payload) => listeners[message.topic]?.(payload));
-          return;
-        }
-        const arrival = arrive(message.refetch ? null : new Set(message.events.map((event) => event[1])));
-        arrival.frame = message;
-        unpainted.push(arrival);
-        everything = everything || message.refetch;
-        for (const [operation, key] of message.events) {
-          changed.set(key, operation);
-        }
-        ask(0);
-      },
-      onGap: all,
-      onState(state) {
-        sign.dataset.state = state;
-        sign.querySelector(".live-text").textContent = sign.dataset[state];
-        // What happened between the page's making and its first listening is in no event.
-        if (state === "live") {
-          all();
-        }
-      },
     });
   }
 
@@ -142,9 +94,7 @@ window.flights = (function () {
     void element.getBoundingClientRect();
     element.classList.add("changed");
   }
-  document.addEventListener("animationend", function (event) {
-    event.target.classList.remove("changed");
-  });
+  document.addEventListener("animationend", (event) => event.target.classList.remove("changed"));
 
   async function get(url) {
     const response = await fetch(url, { cache: "no-store" });
@@ -157,13 +107,10 @@ window.flights = (function () {
   // Sends JSON and gets JSON; what the server refuses is an error with its words.
   async function post(url, data) {
     const token = document.querySelector("input[name=csrfmiddlewaretoken]").value;
-    const response = await fetch(url, {
-      method: "POST",
-      headers: { "Content-Type": "application/json", "X-CSRFToken": token },
-      body: JSON.stringify(data),
-    });
+    const headers = { "Content-Type": "application/json", "X-CSRFToken": token };
+    const response = await fetch(url, { method: "POST", headers, body: JSON.stringify(data) });
     const answer = await response.json().catch(() => ({}));
-    if (!response.ok) {
+    if (!response.ok || answer.refused) {
       throw new Error(answer.refused || "the server answered " + response.status);
     }
     return answer;
@@ -179,18 +126,13 @@ window.flights = (function () {
       const answered = now();
       const within = (answered - asked) / 2;
       if (within < best.within) {
-        best = { offset: theirs - (asked + answered) / 2, within: within };
+        best = { offset: theirs - (asked + answered) / 2, within };
       }
     }
     return best;
   }
 
-  // On messages of an application channel.
-  function on(topic, listener) {
-    listeners[topic] = listener;
-  }
-
   const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 
-  return { keepFresh, mark, get, post, on, now, painted, heardOf, compareClocks, still };
+  return { keepFresh, mark, get, post, now, painted, heardOf, compareClocks, still };
 })();
