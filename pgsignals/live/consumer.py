@@ -30,6 +30,7 @@ from django.db import Error as DatabaseError
 
 from .. import conf
 from .access import Door
+from .hub import hub_of
 from .outbox import Flooded, Frame
 from .subscriber import MAX_TOPIC, Subscriber, say_unknown
 from .topics import asked_topic
@@ -76,7 +77,7 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             await self.close()
         else:
             self._by_session = await has_login(self.scope.get("session"))
-            self.subscriber = Subscriber(self, user, lambda: self._fresh_user(), self.channel_layer, self.channel_name)
+            self.subscriber = Subscriber(self, user, lambda: self._fresh_user(), hub_of(self.channel_layer))
             self.subscriber.outbox.give(WINDOW)
             self._sent = 0
             await self.accept()
@@ -136,18 +137,6 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
         logger.warning("A browser asks and does not read the answers; its WebSocket is closed.")
         await self.close(_POLICY)
 
-    # From the groups.
-
-    async def pg_event(self, message: dict[str, Any]) -> None:
-        """Rows changed, or messages were published."""
-        try:
-            await self.subscriber.hear(message)
-        except Flooded:
-            await self._throw_out()
-
-    pg_gap = pg_event
-    pg_lost = pg_event
-
     # To the browser.
 
     async def _pump(self) -> None:
@@ -155,15 +144,17 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             async for frame in self.subscriber.frames(HEARTBEAT):
                 if frame is not None:
                     await self._send(frame)
+        except Flooded:
+            await self._throw_out()
         except Exception:
             logger.exception("A WebSocket failed, and is closed; its browser comes back.")
             await self.close(_TRY_AGAIN)
 
     async def _send(self, frame: Frame) -> None:
-        await self.send(text_data=frame.text())
+        await self.send(text_data=frame.text)
         self._sent += 1
         if self._sent % ASK_EVERY == 0:
-            await self.send(text_data=Frame("ack", None, {"number": self._sent}).text())
+            await self.send(text_data=Frame("ack", None, {"number": self._sent}).text)
 
 
 def _read(text: str | None) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import json
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 LIMIT = 64
@@ -26,7 +27,7 @@ SLOW = "too slow"
 """The cause of the gap where something was dropped."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """Something that a client is told."""
 
@@ -42,8 +43,9 @@ class Frame:
         about = {} if self.topic is None else {"topic": self.topic}
         return {"type": self.type, **about, **self.said, **({} if self.id is None else {"id": self.id})}
 
+    @cached_property
     def text(self) -> str:
-        """As JSON, in one line."""
+        """As JSON, in one line. A frame that goes to many clients is written once."""
         return json.dumps(self.as_dict())
 
 
@@ -61,6 +63,7 @@ class Outbox:
         self._size = 0
         self._missed: dict[str, None] = {}
         self._news = asyncio.Event()
+        self._flooded = False
 
     def put(self, frame: Frame) -> None:
         """Have a frame sent. Raises Flooded."""
@@ -77,7 +80,7 @@ class Outbox:
     def _put_event(self, frame: Frame) -> None:
         if frame.topic in self._missed:
             return
-        size = len(frame.text())
+        size = len(frame.text)
         if len(self._waiting) >= LIMIT or self._size + size > MAX_BYTES:
             self._miss(frame.topic)
             for one in [one for one, _ in self._waiting if one.type == "event"]:
@@ -93,6 +96,11 @@ class Outbox:
     def _miss(self, topic: str | None) -> None:
         self._missed[topic or ""] = None
 
+    def flood(self) -> None:
+        """Have `get` raise Flooded."""
+        self._flooded = True
+        self._news.set()
+
     def forget(self, topic: str) -> None:
         """Drop what waits about a topic that the client may not hear of any more."""
         self._missed.pop(topic, None)
@@ -103,10 +111,12 @@ class Outbox:
         self._size = sum(size for _, size in self._waiting)
 
     async def get(self) -> Frame:
-        """The next frame, when there is one and the client can take it."""
-        while self.credit <= 0 or not (self._waiting or self._missed):
+        """The next frame, when there is one and the client can take it. Raises Flooded."""
+        while not self._flooded and (self.credit <= 0 or not (self._waiting or self._missed)):
             self._news.clear()
             await self._news.wait()
+        if self._flooded:
+            raise Flooded
         self.credit -= 1
         if self._waiting:
             frame, size = self._waiting.popleft()

@@ -81,7 +81,7 @@ class PgEventStream(Door, View):
         return response
 
     async def _may_enter(self, user: Any, topics: list[str]) -> bool:
-        probe = Subscriber(self, user, lambda: user_anew(user), None, "")
+        probe = Subscriber(self, user, lambda: user_anew(user), None)
         return bool(await probe.allowed(user, topics))
 
     async def _events(self, request: HttpRequest, user: Any, fresh: Any, topics: list[str]) -> AsyncIterator[str]:
@@ -109,7 +109,7 @@ def _written(frame: Frame | None, ids: dict[str, str]) -> str:
     if frame.id is not None and frame.topic is not None:
         ids[frame.topic] = frame.id
     name = "" if frame.type == "event" else f"event: {frame.type}\n"
-    return f"id: {resume.bundle(ids)}\n{name}data: {frame.text()}\n\n"
+    return f"id: {resume.bundle(ids)}\n{name}data: {frame.text}\n\n"
 
 
 def _from_elsewhere(request: HttpRequest) -> bool:
