@@ -108,6 +108,14 @@ def chromium() -> str:
     pytest.skip("NOT RUN: the browser tests need Chromium: apt-get install chromium")
 
 
+def node_module(path: str) -> Path:
+    """A file of a package from npm. Without it the test is reported as not run."""
+    found = PROJECT / "tests/npm/node_modules" / path
+    if not found.exists():
+        pytest.skip(f"NOT RUN: {path} is not there. Install it: npm install --prefix tests/npm --no-package-lock")
+    return found
+
+
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -15,12 +15,17 @@ from channels.layers import get_channel_layer
 from channels.testing import WebsocketCommunicator
 from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.contrib.sessions.backends.db import SessionStore
-from django.db import OperationalError
+from django.db import OperationalError, connection
 from django.test import Client
 
+from pgsignals.durable import control
 from pgsignals.live import subscriber
-from pgsignals.live.consumer import PgEventConsumer
+from pgsignals.live.access import Access
+from pgsignals.live.consumer import WINDOW, PgEventConsumer
 from pgsignals.live.topics import model_topic
+
+from .shop.models import Order
+from .waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -40,7 +45,9 @@ class Eager(PgEventConsumer):
 
 def user(*permissions: str, **fields: Any) -> User:
     person = User.objects.create_user("ada", password="a", **fields)
-    person.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    # Of our groups, not of Django's.
+    granted = Permission.objects.filter(codename__in=permissions)
+    person.user_permissions.set(granted.exclude(codename="view_group", content_type__app_label="auth"))
     return person
 
 
@@ -273,6 +280,7 @@ def test_while_permissions_cannot_be_looked_up_losses_and_gaps_pass_and_events_b
         await send(ORDER, 4, type="pg.gap", cause="c")
         assert (await communicator.receive_json_from(timeout=10))["type"] == "gap"
         await send(ORDER, 5)
+        await asyncio.to_thread(until, lambda: caplog.text.count("is kept back") == 2)
         await communicator.send_json_to({"ping": 1})
         assert await communicator.receive_json_from(timeout=10) == {"type": "pong"}
         broken.broken = False
@@ -529,3 +537,242 @@ def test_a_topic_of_thousands_of_characters_is_an_error_and_not_remembered() -> 
         assert model_topic.cache_info().currsize == before
 
     talk(user("view_order"), work)
+
+
+# Single objects, groups, and what a project decides itself.
+
+
+async def events_of(communicator: WebsocketCommunicator) -> Any:
+    """The events of the next message that has some."""
+    while (got := await after_acks(communicator))["type"] != "event":
+        pass
+    return got["topic"], got["events"]
+
+
+def test_an_objects_topic_hears_of_that_object_alone() -> None:
+    """And of what may be about it: a message that names no keys."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, "shop.Order:17", "shop.order:x"))["topics"] == ["shop.order:17", "shop.order:x"]
+        await send(ORDER, 1, events=[["update", 5, []], ["update", 17, ["status"]]])
+        assert await events_of(communicator) == ("shop.order:17", [["update", 17, ["status"]]])
+        await send(ORDER, 2, events=[["update", 5, []], ["update", "x", []]])
+        assert await events_of(communicator) == ("shop.order:x", [["update", "x", []]])
+        await send(ORDER, 3, refetch=True)
+        assert [(await events_of(communicator))[0] for _ in range(2)] == ["shop.order:17", "shop.order:x"]
+
+    talk(user("view_order"), work)
+
+
+def test_a_model_and_one_of_its_objects_are_left_apart_from_each_other() -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER, "shop.order:17")
+        await communicator.send_json_to({"unsubscribe": [ORDER]})
+        assert (await ask(communicator, "no.such"))["topics"] == []
+        await send(ORDER, 1, events=[["update", 5, []]])
+        await send(ORDER, 2, events=[["update", 17, []]])
+        assert await events_of(communicator) == ("shop.order:17", [["update", 17, []]])
+
+    talk(user("view_order"), work)
+
+
+def test_a_composite_key_is_named_as_a_list() -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, 'shop.line:["5", "a"]'))["refused"] == []
+        await send("shop.line", 1, events=[["update", [5, "b"], []], ["update", [5, "a"], []]])
+        assert (await events_of(communicator))[1] == [["update", [5, "a"], []]]
+
+    talk(user("view_line"), work)
+
+
+def test_whoever_may_change_a_model_may_view_it() -> None:
+    """As in Django's admin."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, ORDER))["topics"] == [ORDER]
+
+    talk(user("change_order"), work)
+
+
+class OwnOrders(Access):
+    """Orders of one status are secret; and how often it was asked."""
+
+    asked: list[list[Any]] = []
+
+    def filter_events(self, user: Any, events: Any) -> Any:
+        self.asked.append([(one.op, one.pk, one.old and dict(one.old), one.new and dict(one.new)) for one in events])
+        return [one for one in events if "secret" not in ((one.new or one.old) or {}).values()]
+
+
+def test_a_projects_filter_sees_each_event_with_the_fields_that_go_along(settings: Any) -> None:
+    """Of a row that is deleted too, whose values nobody could look up any more. The browser gets none of them."""
+    OwnOrders.asked = []
+    settings.PGSIGNALS = {"LIVE_ACCESS": f"{__name__}.OwnOrders", "LIVE_FIELDS": {"shop.Order": ["status"]}}
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(
+            ORDER,
+            1,
+            events=[
+                ["insert", 1, [], None, ["open"]],
+                ["update", 2, ["status"], ["open"], ["secret"]],
+                ["delete", 3, [], ["secret"], None],
+                ["delete", 4, [], ["open"], None],
+            ],
+        )
+        assert (await events_of(communicator))[1] == [["insert", 1, []], ["delete", 4, []]]
+
+    talk(user("view_order"), work)
+    assert OwnOrders.asked == [
+        [
+            ("insert", 1, None, {"status": "open"}),
+            ("update", 2, {"status": "open"}, {"status": "secret"}),
+            ("delete", 3, {"status": "secret"}, None),
+            ("delete", 4, {"status": "open"}, None),
+        ]
+    ]
+
+
+def test_a_message_of_which_nothing_may_be_seen_is_not_sent(settings: Any) -> None:
+    settings.PGSIGNALS = {"LIVE_ACCESS": f"{__name__}.OwnOrders", "LIVE_FIELDS": {"shop.order": ["status"]}}
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(ORDER, 1, events=[["insert", 1, [], None, ["secret"]]])
+        await send(ORDER, 2, events=[["insert", 2, [], None, ["open"]]])
+        got = await after_acks(communicator)
+        assert (got["type"], got["events"]) == ("event", [["insert", 2, []]])
+
+    talk(user("view_order"), work)
+
+
+def test_a_filter_that_fails_withholds(settings: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(PgEventConsumer):
+        def filter_events(self, user: Any, events: Any) -> Any:
+            return [one for one in events if one.pk / (one.pk - 1)]
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(ORDER, 1, events=[["insert", 1, []]])
+        await send(ORDER, 2, events=[["insert", 2, []]])
+        assert (await events_of(communicator))[1] == [["insert", 2, []]]
+
+    talk(user("view_order"), work, Buggy)
+    assert "filter_events() failed for events of 'shop.order', which are withheld." in caplog.text
+
+
+def test_a_filter_may_load_the_rows_in_one_query(django_assert_num_queries: Any) -> None:
+    class Existing(PgEventConsumer):
+        def filter_events(self, user: Any, events: Any) -> Any:
+            with django_assert_num_queries(1):
+                return [one for one in events if one.instance() is not None]
+
+    kept = Order.objects.create()
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        await send(ORDER, 1, events=[["update", kept.pk, []], ["update", kept.pk + 1, []]])
+        assert (await events_of(communicator))[1] == [["update", kept.pk, []]]
+
+    talk(user("view_order"), work, Existing)
+
+
+def test_messages_of_a_channel_are_filtered_as_well() -> None:
+    class Mine(Open):
+        def filter_events(self, user: Any, events: Any) -> Any:
+            return [one for one in events if one.payload["to"] == user.username]
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, NEWS)
+        message = {"type": "pg.event", "topic": NEWS, "relay": "r", "number": 1, "refetch": False}
+        await get_channel_layer().group_send("pg.channel.news", {**message, "payloads": [{"to": "ada"}, {"to": "bob"}]})
+        got = await after_acks(communicator)
+        assert got["payloads"] == [{"to": "ada"}]
+
+    talk(user(), work, Mine)
+
+
+def test_a_page_that_is_open_to_all_admits_those_who_are_not_logged_in() -> None:
+    class Public(PgEventConsumer):
+        def admits(self, user: Any) -> bool:
+            return True
+
+        def can_subscribe(self, user: Any, topic: str) -> bool:
+            return topic == ORDER
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, ORDER, "shop.customer"))["topics"] == [ORDER]
+        await send(ORDER, 1, events=[["insert", 1, []]])
+        assert (await events_of(communicator))[1] == [["insert", 1, []]]
+
+    async def main() -> None:
+        communicator = WebsocketCommunicator(Public.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = AnonymousUser()
+        assert (await communicator.connect(timeout=10))[0]
+        await work(communicator)
+        await communicator.disconnect(timeout=10)
+
+    async_to_sync(main)()
+
+
+def test_a_browser_that_does_not_read_is_sent_no_more_and_then_told_what_it_missed() -> None:
+    """Nothing waits for it, and what is kept for it is bounded."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await ask(communicator, ORDER)
+        for number in range(1, 1000):
+            await send(ORDER, number)
+            await asyncio.sleep(0)
+        seen = [await communicator.receive_json_from(timeout=10) for _ in range(WINDOW + 1)]
+        assert await communicator.receive_nothing(timeout=0.1)
+        asked = [one["number"] for one in seen if one["type"] == "ack"]
+        assert asked == [32, 64]
+        await communicator.send_json_to({"ack": asked[-1]})
+        assert await communicator.receive_json_from(timeout=10) == {"type": "gap", "topic": ORDER, "cause": "too slow"}
+        await send(ORDER, 1000)
+        assert (await events_of(communicator))[0] == ORDER
+
+    talk(user("view_order"), work)
+
+
+@pytest.mark.parametrize("said", [{"ack": 10**9}, {"ack": -1}, {"ack": "1"}, {"ack": True}, {"ack": None}])
+def test_what_was_never_sent_cannot_have_been_read(said: Any) -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        await communicator.send_json_to(said)
+        assert (await communicator.receive_json_from(timeout=10))["type"] == "error"
+
+    talk(user(), work)
+
+
+def test_a_browser_that_asks_without_reading_is_thrown_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        for _ in range(1000):
+            await communicator.send_json_to({"ping": 1})
+        while (message := await communicator.receive_output(timeout=10))["type"] == "websocket.send":
+            pass
+        assert (message["type"], message["code"]) == ("websocket.close", 1008)
+
+    talk(user(), work)
+    assert "asks and does not read the answers" in caplog.text
+
+
+def test_how_a_durable_group_gets_on_is_for_those_who_may_view_groups() -> None:
+    """At once, also where the log knows no such group yet."""
+
+    async def work(communicator: WebsocketCommunicator) -> None:
+        assert (await ask(communicator, "group:billing"))["topics"] == ["group:billing"]
+        got = await communicator.receive_json_from(timeout=10)
+        assert (got["topic"], got["status"]) == ("group:billing", None)
+        await sync_to_async(make_group)()
+        got = await communicator.receive_json_from(timeout=10)
+        assert (got["status"]["name"], got["status"]["lag"], got["status"]["paused"]) == ("billing", 0, False)
+        await sync_to_async(control.pause)("default", "billing")
+        assert (await communicator.receive_json_from(timeout=10))["status"]["paused"] is True
+
+    talk(user("view_group"), work)
+
+
+def make_group() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO pgsignals_group (name, partitions, atomic) VALUES ('billing', 1, false)")

@@ -25,6 +25,7 @@ FAKE = """() => {
         constructor(url) { this.url = url; this.sent = []; this.closed = false; sockets.push(this); }
         send(text) { this.sent.push(JSON.parse(text)); }
         close() { this.closed = true; if (this.onclose) { this.onclose(); } }
+        static OPEN = 1;
     };
 }"""
 
@@ -167,6 +168,48 @@ def test_a_relay_without_its_database_shows_until_it_is_back(script: Script) -> 
     script.wait(400)
     assert script.heard() == [["state", "live"], ["gap", "a.b", "c"]]
     assert script.sockets() == 1
+
+
+def test_how_far_it_was_is_said_after_a_reconnect_and_what_was_resumed_is_no_gap(script: Script) -> None:
+    """The server knows of durable events what was missed, and sends it."""
+    script.opens()
+    script.sent()
+    script.says(type="subscribed", topics=["a.b", "a.c"], refused=[], resumed=[], ids={"a.b": "one", "a.c": "two"})
+    script.says(type="event", topic="a.b", refetch=False, events=[], id="three")
+    script.heard()
+    script.closes()
+    script.wait(1000)
+    script.opens()
+    assert script.sent() == [{"subscribe": ["a.b", "a.c"], "since": {"a.b": "three", "a.c": "two"}}]
+    script.says(type="subscribed", topics=["a.b", "a.c"], refused=[], resumed=["a.b"], ids={})
+    script.wait(400)
+    assert script.heard() == [["state", "lost"], ["state", "live"], ["gap", "a.c", "reconnected"]]
+
+
+def test_it_says_that_it_reads_when_it_is_asked(script: Script) -> None:
+    """A server that hears nothing of it sends no more."""
+    script.subscribed()
+    script.sent()
+    script.says(type="ack", number=32)
+    assert script.sent() == [{"ack": 32}]
+
+
+def test_topics_may_be_added(script: Script) -> None:
+    script.subscribed()
+    script.sent()
+    script.page.evaluate("sockets.at(-1).readyState = 1; live.subscribe(['a.b', 'a.d'])")
+    assert script.sent() == [{"subscribe": ["a.d"]}]
+    script.says(type="subscribed", topics=["a.d"], refused=[], resumed=[], ids={})
+    script.closes()
+    script.wait(1000)
+    script.opens()
+    assert script.sent() == [{"subscribe": ["a.b", "a.c", "a.d"]}]
+
+
+def test_topics_added_before_the_connection_is_open_are_asked_for_with_the_others(script: Script) -> None:
+    script.page.evaluate("live.subscribe(['a.d'])")
+    script.opens()
+    assert script.sent() == [{"subscribe": ["a.b", "a.c", "a.d"]}]
 
 
 def test_refused_is_shown_only_when_no_topic_is_left(script: Script) -> None:

@@ -27,8 +27,8 @@ class Member(Protocol):
     def take(self, message: Shared) -> None:
         """A group's message."""
 
-    def missed(self, cause: str) -> None:
-        """Messages may have been lost."""
+    def tell(self, kind: str, cause: str) -> None:
+        """That the layer is out of reach (`lost`), or was (`gap`)."""
 
 
 class Shared(dict[str, Any]):
@@ -82,13 +82,13 @@ class Hub:
             member.take(message)
 
     async def _reach_again(self, error: Exception) -> None:
-        cause = "the channel layer was out of reach"
         logger.warning(
             "The channel layer fails (%s: %s); browsers hear nothing. Trying again every %.0f s.",
             type(error).__name__,
             error,
             RETRY_AFTER,
         )
+        self._tell_all("lost", "the channel layer is out of reach")
         while True:
             await asyncio.sleep(RETRY_AFTER)
             try:
@@ -98,8 +98,12 @@ class Hub:
                 break
             except Exception as again:
                 logger.debug("The channel layer still fails: %s", again)
+        logger.warning("The channel layer works again. Browsers are told to fetch anew.")
+        self._tell_all("gap", "the channel layer was out of reach")
+
+    def _tell_all(self, kind: str, cause: str) -> None:
         for member in {member for members in self._members.values() for member in members}:
-            member.missed(cause)
+            member.tell(kind, cause)
 
 
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, Hub]] = WeakKeyDictionary()

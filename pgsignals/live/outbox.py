@@ -63,7 +63,7 @@ class Outbox:
         self._size = 0
         self._missed: dict[str, None] = {}
         self._news = asyncio.Event()
-        self._flooded = False
+        self._failure: Exception | None = None
 
     def put(self, frame: Frame) -> None:
         """Have a frame sent. Raises Flooded."""
@@ -96,11 +96,6 @@ class Outbox:
     def _miss(self, topic: str | None) -> None:
         self._missed[topic or ""] = None
 
-    def flood(self) -> None:
-        """Have `get` raise Flooded."""
-        self._flooded = True
-        self._news.set()
-
     def forget(self, topic: str) -> None:
         """Drop what waits about a topic that the client may not hear of any more."""
         self._missed.pop(topic, None)
@@ -111,12 +106,12 @@ class Outbox:
         self._size = sum(size for _, size in self._waiting)
 
     async def get(self) -> Frame:
-        """The next frame, when there is one and the client can take it. Raises Flooded."""
-        while not self._flooded and (self.credit <= 0 or not (self._waiting or self._missed)):
+        """The next frame, when there is one and the client can take it. Raises what `fail` was told."""
+        while self._failure is None and (self.credit <= 0 or not (self._waiting or self._missed)):
             self._news.clear()
             await self._news.wait()
-        if self._flooded:
-            raise Flooded
+        if self._failure is not None:
+            raise self._failure
         self.credit -= 1
         if self._waiting:
             frame, size = self._waiting.popleft()
@@ -125,6 +120,11 @@ class Outbox:
         topic = next(iter(self._missed))
         del self._missed[topic]
         return Frame("gap", topic, {"cause": SLOW})
+
+    def fail(self, error: Exception) -> None:
+        """Nothing more will come."""
+        self._failure = error
+        self._news.set()
 
     def is_empty(self) -> bool:
         """Whether nothing waits."""

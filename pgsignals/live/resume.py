@@ -15,7 +15,7 @@ import binascii
 import json
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -25,6 +25,7 @@ from django.db import connections
 
 from .. import conf, wire
 from ..decode import Decoder
+from ..durable.reading import age
 from ..event import LogEvent
 from ..tables import IDENTITY, LOG
 from ..triggers import tracked
@@ -62,10 +63,14 @@ class Token:
         text = base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
         return text if len(text) <= MAX_TOKEN else None
 
-    def moved(self, position: Iterable[Any]) -> Token:
+    def moved(self, position: Sequence[Any]) -> Token:
         """The same client, further on."""
         since, until, last = position
         return replace(self, at=int(time.time()), since=since, until=until, last=last)
+
+    def is_beyond(self, position: Sequence[Any]) -> bool:
+        """Whether all that was read up to such a position was before this one."""
+        return age(position[1]) <= age(self.since)
 
     def is_fresh(self) -> bool:
         """Whether the log still has all that came after it."""
@@ -105,27 +110,35 @@ class Missed:
     token: Token
 
 
-_NOW = f"SELECT pg_current_snapshot()::text, (SELECT system_identifier FROM {IDENTITY})"  # noqa: S608
+# NULL where the log came from elsewhere, and has not been put right yet: its transactions' numbers mean nothing.
+_CLUSTER = f"""
+(SELECT here.system_identifier::text FROM pg_catalog.pg_control_system() AS here WHERE NOT EXISTS (
+    SELECT 1 FROM {IDENTITY} AS known WHERE known.system_identifier <> here.system_identifier::text
+))
+"""  # noqa: S608 - names of our own
 
-# Both lists are read from an index's one end, and no further than they may be long, whatever the position says.
+_NOW = f"SELECT pg_current_snapshot()::text, {_CLUSTER}"
+
+# Both lists are read in the order of an index, and no further than they may be long, whatever the position says.
+# (`xid = ...` would leave it to the planner to go through the table in another order.)
 _MISSED = f"""
 WITH later AS MATERIALIZED (
     SELECT id, xid, source FROM {LOG} WHERE xid >= pg_snapshot_xmax(%(since)s::pg_snapshot)
     ORDER BY xid, id LIMIT %(most)s + 1
 ), late AS MATERIALIZED (
     SELECT one.* FROM pg_snapshot_xip(%(since)s::pg_snapshot) AS running (xid), LATERAL (
-        SELECT id, {LOG}.xid, source FROM {LOG} WHERE {LOG}.xid = running.xid ORDER BY id LIMIT %(most)s + 1
+        SELECT id, {LOG}.xid, source FROM {LOG} WHERE {LOG}.xid >= running.xid AND {LOG}.xid <= running.xid
+        ORDER BY {LOG}.xid, id LIMIT %(most)s + 1
     ) AS one LIMIT %(most)s + 1
 ), missed AS (
-    SELECT log.id, log.xid::text, log.at, log.source, log.key, log.head, log.body
-    FROM (SELECT * FROM later UNION ALL SELECT * FROM late) AS both JOIN {LOG} AS log USING (id)
-    WHERE both.source = %(source)s
-        AND NOT (pg_visible_in_snapshot(log.xid, %(until)s::pg_snapshot) AND log.id <= %(last)s)
-    ORDER BY log.id LIMIT %(keys)s + 1
+    SELECT * FROM (SELECT * FROM later UNION ALL SELECT * FROM late) AS one WHERE source = %(source)s
+        AND NOT (pg_visible_in_snapshot(xid, %(until)s::pg_snapshot) AND id <= %(last)s)
+    ORDER BY id LIMIT %(keys)s + 1
 )
-SELECT now.snapshot, (SELECT count(*) FROM later) + (SELECT count(*) FROM late) > %(most)s,
-    (SELECT system_identifier FROM {IDENTITY}), missed.*
-FROM (SELECT pg_current_snapshot()::text AS snapshot) AS now LEFT JOIN missed ON true
+SELECT now.snapshot, (SELECT count(*) FROM later) + (SELECT count(*) FROM late) > %(most)s, {_CLUSTER}, whole.*
+FROM (SELECT pg_current_snapshot()::text AS snapshot) AS now LEFT JOIN missed ON true LEFT JOIN LATERAL (
+    SELECT id, xid::text, at, source, key, head, body FROM {LOG} WHERE {LOG}.id = missed.id OFFSET 0
+) AS whole ON true ORDER BY whole.id
 """  # noqa: S608 - names of our own
 
 
@@ -136,7 +149,7 @@ def start() -> Token | None:
             return None
         cursor.execute(_NOW)
         snapshot, cluster = cursor.fetchone()
-    return Token(str(cluster), int(time.time()), snapshot, snapshot, 0)
+    return None if cluster is None else Token(cluster, int(time.time()), snapshot, snapshot, 0)
 
 
 def missed(topic: str, token: Token | None) -> Missed | None:
@@ -157,14 +170,13 @@ def missed(topic: str, token: Token | None) -> Missed | None:
         cursor.execute(_MISSED, {**given, "source": base.removeprefix("channel:")})
         rows = cursor.fetchall()
     snapshot, too_many, cluster = rows[0][:3]
-    if too_many or str(cluster) != token.cluster:
+    if too_many or cluster != token.cluster:
         return None
     hints = Hints(conf.get().LIVE_FIELDS.get(base, ()))
     for event in _events(database, [row[3:] for row in rows if row[3] is not None], is_channel(base)):
         hints.add(event)
     here = Token(token.cluster, int(time.time()), snapshot, snapshot, 0)
-    more = {"resumed": True, "position": [snapshot, snapshot, 0]}
-    return Missed([{**said, **more} for said in hints.messages(base, None)], here)
+    return Missed([{**said, "resumed": True} for said in hints.messages(base, None)], here)
 
 
 def _events(database: str, rows: list[Any], messages: bool) -> Iterable[LogEvent]:

@@ -91,8 +91,7 @@ class PgEventStream(Door, View):
         since = {topic: known.get(topic, "") for topic in topics} if last else {}
         ids: dict[str, str] = {}
         sent = 0
-        async with listening(user, fresh, self) as subscriber:
-            await subscriber.subscribe(topics, since)
+        async with listening(user, fresh, self, topics, since) as subscriber:
             yield f"retry: {RETRY}\n\n"
             async for frame in subscriber.frames(HEARTBEAT):
                 text = _written(frame, ids)

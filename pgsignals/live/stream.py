@@ -38,10 +38,9 @@ async def stream(
     A loop that is too slow is not waited for: it gets a `gap`.
     Raises PermissionDenied where a topic is refused at the beginning, ImproperlyConfigured without a channel layer.
     """
-    async with listening(user, lambda: user_anew(user), access or configured()) as subscriber:
-        wanted = list(dict.fromkeys(map(asked_topic, topics)))
-        granted = await subscriber.subscribe(wanted, since)
-        if refused := [topic for topic in wanted if topic not in granted]:
+    wanted = list(dict.fromkeys(map(asked_topic, topics)))
+    async with listening(user, lambda: user_anew(user), access or configured(), wanted, since) as subscriber:
+        if refused := [topic for topic in wanted if topic not in subscriber.topics]:
             raise PermissionDenied(f"{user} may not listen to {', '.join(refused)}.")
         async for frame in subscriber.frames(HEARTBEAT):
             if frame is not None:
@@ -51,14 +50,21 @@ async def stream(
 
 
 @asynccontextmanager
-async def listening(user: Any, fresh: Callable[[], Awaitable[Any]], access: Access) -> AsyncIterator[Subscriber]:
-    """A subscriber that hears what its groups are sent. Raises ImproperlyConfigured without a channel layer."""
+async def listening(
+    user: Any,
+    fresh: Callable[[], Awaitable[Any]],
+    access: Access,
+    topics: Sequence[str],
+    since: Mapping[str, str] | None,
+) -> AsyncIterator[Subscriber]:
+    """A subscriber that hears of those topics that are allowed. Raises ImproperlyConfigured without a layer."""
     alias = conf.get().CHANNEL_LAYER or DEFAULT_CHANNEL_LAYER
     layer = get_channel_layer(alias)
     if layer is None:
         raise ImproperlyConfigured(f"settings.CHANNEL_LAYERS has no layer {alias!r}, so no event would ever arrive.")
     subscriber = Subscriber(access, user, fresh, hub_of(layer))
     try:
+        await subscriber.subscribe(topics, since)
         yield subscriber
     finally:
         await subscriber.close()

@@ -95,8 +95,8 @@ class Subscriber:
         said = {"topics": granted, "refused": refused, "resumed": whole, "ids": ids}
         self.outbox.put(Frame("subscribed", None, said))
         for topic, one in missed.items():
-            for message in one.messages if one is not None else ():
-                await self._tell_event(message, [topic])
+            if one is not None:
+                await self._tell_missed(topic, one)
             if topic not in whole:
                 self.outbox.put(Frame("gap", topic, {"cause": "away for too long" if one is None else "away"}))
         return granted
@@ -121,7 +121,7 @@ class Subscriber:
             here = await _start() if in_log else None
             missed = {topic: await _missed(topic, resume.parse(since[topic])) for topic in topics if topic in since}
         except DatabaseError as error:
-            say_unknown(error, "A browser is told to fetch anew.")
+            logger.warning("What a browser missed cannot be read (%s); it is told to fetch anew.", one_line(error))
             return {topic: None for topic in topics if topic in since}
         for topic in in_log:
             one = missed.get(topic)
@@ -168,26 +168,26 @@ class Subscriber:
         try:
             if topics := self._heard_in(message):
                 self._put_event(message, topics)
-        except Flooded:
-            self.outbox.flood()
+        except Flooded as error:
+            self.outbox.fail(error)
 
-    def missed(self, cause: str) -> None:
-        """The hub may have lost messages."""
+    def tell(self, kind: str, cause: str) -> None:
+        """Of all topics of groups, that nothing comes (`lost`), or that something may have been missed (`gap`)."""
         try:
-            self._tell_all("gap", [topic for topic in self.topics if topic not in self._watching], {"cause": cause})
-        except Flooded:
-            self.outbox.flood()
+            self._tell_all(kind, [topic for topic in self.topics if topic not in self._watching], {"cause": cause})
+        except Flooded as error:
+            self.outbox.fail(error)
 
     async def _read(self) -> None:
         try:
             async with self._in_order:
                 while self._inbox:
                     await self._hear(self._inbox.popleft())
-        except Flooded:
-            self.outbox.flood()
+        except Flooded as error:
+            self.outbox.fail(error)
         except Exception:
             logger.exception("A client's messages could not be read; it is told to fetch anew.")
-            self.missed("a failure")
+            self.tell("gap", "a failure")
         finally:
             self._reading = None
 
@@ -246,12 +246,20 @@ class Subscriber:
         for topic in topics:
             token = self.topics.get(topic)
             if token is not None and "position" in message:
+                if token.is_beyond(message["position"]) and resume.kept(topic) == resume.ALL:
+                    continue  # it has all of this already
                 token = self.topics[topic] = token.moved(message["position"])
                 frame = _frame(message, topic, _text(token))
             else:
                 frame = _same_frame(message, topic)
             if frame is not None:
                 self.outbox.put(frame)
+
+    async def _tell_missed(self, topic: str, missed: resume.Missed) -> None:
+        self.topics[topic] = missed.token
+        for message in missed.messages:
+            if (said := _of_topic(await self._filtered(message), topic)) is not None:
+                self.outbox.put(Frame("event", topic, said, missed.token.text()))
 
     async def _filtered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """What of it the user may hear of."""
@@ -394,4 +402,9 @@ def _of_topic(message: Mapping[str, Any], topic: str) -> dict[str, Any] | None:
 
 def say_unknown(error: Exception, what_follows: str) -> None:
     """That permissions cannot be looked up."""
-    logger.warning("Permissions cannot be looked up (%s). %s", " ".join(str(error).split()), what_follows)
+    logger.warning("Permissions cannot be looked up (%s). %s", one_line(error), what_follows)
+
+
+def one_line(error: Exception) -> str:
+    """What it says."""
+    return " ".join(str(error).split())

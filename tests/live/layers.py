@@ -1,4 +1,4 @@
-"""The settings of live pages, with the channel layer that PGSIGNALS_TEST_LAYER holds as JSON; the one in memory else."""
+"""The settings of live pages, with the channel layer that PGSIGNALS_TEST_LAYER holds as JSON, or one in memory."""
 
 import json
 import os

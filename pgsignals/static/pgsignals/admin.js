@@ -307,6 +307,7 @@
         throw error;
       }
       const now = contents(page);
+      warning.hidden = true;
       if (stored !== null && now !== stored) {
         warn(words.overtaken, words.reload, window.location.href);
       }

@@ -37,6 +37,7 @@
   function connect(url, topics, handlers) {
     const wanted = new Set(topics);
     const granted = new Set();
+    const before = new Set(); // topics that were granted once
     const heard = new Map(); // how far we are, by topic: what the server calls the id
     const gaps = new Set(); // topics whose gap is about to be told
     let socket = null;
@@ -70,13 +71,11 @@
       }
     }
 
-    const before = new Set(); // topics that were granted once
-
     const on = {
       subscribed(message) {
         for (const topic of message.topics) {
           granted.add(topic);
-          if (before.has(topic) && !message.resumed.includes(topic)) {
+          if (before.has(topic) && !(message.resumed || []).includes(topic)) {
             announceGap(topic, "reconnected");
           }
           before.add(topic);
@@ -85,7 +84,7 @@
           granted.delete(topic);
           console.warn("pgsignals: the server refused the topic " + topic);
         }
-        Object.entries(message.ids).forEach(([topic, id]) => heard.set(topic, id));
+        Object.entries(message.ids || {}).forEach(([topic, id]) => heard.set(topic, id));
         attempt = 0;
         become(granted.size ? "live" : "refused");
       },
@@ -127,8 +126,9 @@
     }
 
     function ask(topics) {
-      const since = Object.fromEntries(Array.from(heard).filter(([topic]) => topics.includes(topic)));
-      socket.send(JSON.stringify({ subscribe: topics, since: since }));
+      const since = Array.from(heard).filter(([topic]) => topics.includes(topic));
+      const said = since.length ? { subscribe: topics, since: Object.fromEntries(since) } : { subscribe: topics };
+      socket.send(JSON.stringify(said));
     }
 
     function letGo() {
