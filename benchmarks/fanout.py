@@ -2,11 +2,12 @@
 
     python benchmarks/fanout.py [--clients 10,100,500] [--rate 50] [--seconds 10] [--rounds 3] [--quick] [--check]
 
-One daphne serves all clients. The relay runs beside it (`with_relay`), feeding Channels' in-memory layer, channels_redis
-or channels_postgres; once more `manage.py listen` feeds channels_redis from a process of its own. A writer updates so
-many single rows a second, each in a transaction of its own; the time is from each COMMIT until a client has read the
-frame that names the row. Hints of one topic leave at most ten times a second, so some tenths of a second are no fault
-of any layer. Server, writer and clients are processes of their own, on the same machine and by the same clock.
+One daphne serves all clients. The relay runs beside it (`with_relay`), and feeds Channels' in-memory layer,
+channels_redis or channels_postgres; once more `manage.py listen` feeds channels_redis from a process of its own. A
+writer updates so many single rows a second, each in a transaction of its own; the time is from each COMMIT until a
+client has read the frame that names the row. Hints of one topic leave at most ten times a second, so some tenths of a
+second are no fault of any layer. Server, writer and clients are processes of their own, on the same machine and by the
+same clock.
 
 The variants take turns; a ratio is the median, over all turns, of the ratio to the in-memory layer in the same turn. A
 client that misses a row, or is thrown out, ends the turn with an error. The output is Markdown; with --check a failed

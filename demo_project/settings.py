@@ -57,7 +57,7 @@ def _insist_on_running() -> None:
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **_database()}}
 server.offer_psql()
 
-# Signs the sessions of one visitor of one run. A project's own key lives in its environment.
+# Signs the session of one visitor; `manage.py demo` puts in a key that it keeps. A project's own is in its environment.
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or get_random_secret_key()
 DEBUG = False
 # These names only, so that no other site can reach the page through a name of its own that leads here.
@@ -79,7 +79,7 @@ INSTALLED_APPS = [
     "pgsignals",
 ]
 MIDDLEWARE = [
-    "demo_project.csp.ContentSecurityPolicyMiddleware",
+    "demo_project.csp.content_security_policy",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",

@@ -83,7 +83,9 @@ def _unless_on_purpose(record: logging.LogRecord) -> bool:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # until the other end is closed
+    # Until the other end is closed. Past Python's own buffer, whose lock would hold up the end of the process.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -87,9 +88,10 @@ def follow() -> dict[str, Any]:
     mark = uuid.uuid4().hex[:8]
     log = _followed[mark] = Log()
     try:
-        with _tap() as tap:
+        with _tap() as tap, ThreadPoolExecutor(1) as hearing:
+            heard = hearing.submit(_hear, tap, mark)
             log.note("write", _write(mark))
-            log.note("trigger", _hear(tap, mark))
+            log.note("trigger", heard.result())
             log.wait("relay", "receiver")
     finally:
         del _followed[mark]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from argparse import ArgumentParser
@@ -58,6 +59,8 @@ class Command(BaseCommand):
         try:
             ours.start()
             self._say(_("PostgreSQL runs, with its data in %(folder)s.") % {"folder": server.folder()}, level=2)
+            if "DJANGO_SECRET_KEY" not in os.environ:
+                settings.SECRET_KEY = ours.secret()
             yield
         except server.ServerError as error:
             raise CommandError(str(error)) from None
