@@ -136,7 +136,8 @@ def test_a_lost_listener_is_shown_and_what_was_missed_is_caught_up(
                 "WHERE datname = %s AND application_name LIKE 'pgsignals%%'",
                 [database],
             ).fetchone()
-            assert killed == (1,)
+            assert killed
+            assert killed[0] >= 1  # with the worker's own
             page.wait_for_selector('#live[data-state="lost"]')
             assert "lost" in page.inner_text("#live").lower()
             sql.execute("UPDATE flights_flight SET status = 'diverted' WHERE airline_id = 'HA'")
