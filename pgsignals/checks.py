@@ -16,6 +16,7 @@ from django.db import DatabaseError, connections
 from django.db.migrations.exceptions import BadMigrationError, CircularDependencyError, NodeNotFoundError
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
+from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
 from . import conf
@@ -24,7 +25,7 @@ from .listening.connection import listening_parameters
 from .publishing import PublishError, check_channel
 from .receivers import Condition, Receiver, registry
 from .triggers import sync, tracked
-from .triggers.columns import ALL, columns, find_field
+from .triggers.columns import ALL, columns, find_field, travelling
 from .triggers.condition import ask
 from .triggers.declaration import MAX_NAME, Notify, declarations, name_problem
 from .triggers.rows import MAX_NAMES, names_fit
@@ -347,6 +348,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                     id="pgsignals.E022",
                 )
             )
+    messages += _live_problems()
     if conf.get().DATABASE not in settings.DATABASES:
         messages.append(
             checks.Error(
@@ -370,6 +372,34 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
                 )
             )
     return messages
+
+
+def _live_problems() -> Iterator[checks.CheckMessage]:
+    said = conf.get()
+    try:
+        import_string(said.LIVE_ACCESS)
+    except ImportError as error:
+        yield checks.Error(
+            _("settings.PGSIGNALS['LIVE_ACCESS'] is %(path)r, which cannot be imported: %(error)s.")
+            % {"path": said.LIVE_ACCESS, "error": error},
+            hint=_("Name a class that inherits from pgsignals.live.access.Access."),
+            id="pgsignals.E053",
+        )
+    for label, names in said.LIVE_FIELDS.items():
+        known = {
+            field.name
+            for model, declaration in _every_declaration()
+            if model._meta.label_lower == label
+            for field in travelling(declaration, model)
+        }
+        for name in names:
+            if name not in known:
+                yield checks.Error(
+                    _("settings.PGSIGNALS['LIVE_FIELDS'] names %(label)s.%(name)s, whose value travels with no event.")
+                    % {"label": label, "name": name},
+                    hint=_("Name it in fields=[...] of the model's Notify, and migrate."),
+                    id="pgsignals.E054",
+                )
 
 
 @checks.register(checks.Tags.compatibility)

@@ -118,9 +118,9 @@ def redis_server(port: int | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def daphne(application: str, environment: dict[str, str]) -> Iterator[tuple[Process, int]]:
+def daphne(application: str, environment: dict[str, str], module: str = "tests.asgi") -> Iterator[tuple[Process, int]]:
     port = free_port()
-    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), f"tests.asgi:{application}"]
+    command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), f"{module}:{application}"]
     with running(command, environment) as process:
         process.wait_for("Listening on TCP address")
         yield process, port

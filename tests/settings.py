@@ -36,7 +36,6 @@ INSTALLED_APPS = [
     "tests.shop",
     "tests.declaring",
     "tests.ledger",
-    "tests.live",
     "tests.kinds.apps.KindsConfig",
 ]
 MIDDLEWARE = [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib import admin
 from django.core import checks
 from django.core.management import get_commands
 from django.db import models
@@ -16,6 +17,8 @@ from django.test.utils import isolate_apps, override_settings
 
 from pgsignals import Notify, PgEvent, on_pg_event
 from pgsignals import checks as ours
+from pgsignals.live import admin as live_admin_module
+from pgsignals.live.admin import LiveModelAdmin
 from pgsignals.receivers import Registry
 
 from .relaying import only_receivers_of_this_test
@@ -315,3 +318,54 @@ def test_no_layer_and_a_layer_that_crosses_processes_are_fine(layers: dict[str, 
     """What counts is the layer that PGSIGNALS names."""
     with override_settings(CHANNEL_LAYERS=layers, PGSIGNALS={"CHANNEL_LAYER": ours_is}):
         assert ours.check_channel_layer(None) == []
+
+
+# Live pages.
+
+
+def live_admin(model: Any) -> Any:
+    return type("LiveAdmin", (LiveModelAdmin, admin.ModelAdmin), {})(model, admin.site)
+
+
+def test_a_live_admin_that_has_all_it_needs_is_fine() -> None:
+    with override_settings(CHANNEL_LAYERS={"default": MEMORY}):
+        assert live_admin(Order).check() == []
+
+
+@pytest.mark.parametrize("said", [{"CHANNEL_LAYERS": {}}, {"PGSIGNALS": {"CHANNEL_LAYER": None}}])
+def test_a_live_admin_without_a_channel_layer_is_an_error(said: dict[str, Any]) -> None:
+    with override_settings(**{"CHANNEL_LAYERS": {"default": MEMORY}, **said}):
+        message = only(live_admin(Order).check())
+    assert message.id == "pgsignals.E051"
+    assert "LIVE_URL" in (message.hint or "")
+
+
+def test_a_live_admin_without_channels_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_admin_module, "find_spec", lambda name: None)
+    assert only(live_admin(Order).check()).id == "pgsignals.E050"
+
+
+def test_a_live_admin_of_a_model_that_announces_nothing_is_warned_of() -> None:
+    with override_settings(CHANNEL_LAYERS={"default": MEMORY}):
+        message = only(live_admin(Silent).check())
+    assert (message.id, "shop.Silent announces nothing" in message.msg) == ("pgsignals.W052", True)
+
+
+def test_an_access_that_cannot_be_imported_is_an_error() -> None:
+    with override_settings(PGSIGNALS={"LIVE_ACCESS": "shop.access.Nobody"}):
+        message = only(ours.check_settings(None))
+    assert (message.id, "'shop.access.Nobody'" in message.msg) == ("pgsignals.E053", True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"shop.Order": ["status", "customer"]}, 0),
+        ({"shop.Order": ["note"]}, 1),
+        ({"no.Such": ["a", "b"]}, 2),
+        ({"shop.Customer": ["name"]}, 1),
+    ],
+)
+def test_a_field_that_goes_along_must_travel(fields: dict[str, list[str]], count: int) -> None:
+    with override_settings(PGSIGNALS={"LIVE_FIELDS": fields}):
+        assert [message.id for message in ours.check_settings(None)] == ["pgsignals.E054"] * count

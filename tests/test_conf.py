@@ -30,6 +30,9 @@ def test_without_the_setting_everything_has_its_default() -> None:
         ("RECONNECT_MAX", 0.5),
         ("CONNECT_TIMEOUT", 3),
         ("LOCK_TIMEOUT", 1.5),
+        ("LIVE_URL", "wss://elsewhere.example/ws/"),
+        ("LIVE_ACCESS", "shop.access.Access"),
+        ("LIVE_FIELDS", {"shop.order": ("status",)}),
     ],
 )
 def test_each_key_is_taken(key: str, value: Any) -> None:
@@ -60,6 +63,12 @@ def test_channels_may_be_a_list() -> None:
         ({"RECONNECT_MAX": -1}, "greater than 0."),
         ({"RECONNECT_MAX": "30"}, "of type int or float."),
         ({"CONNECT_TIMEOUT": float("nan")}, "greater than 0."),
+        ({"LIVE_URL": "ws/pg/"}, "is 'ws/pg/', and must begin with /, ws:// or wss://."),
+        ({"LIVE_URL": 5}, "must be of type str."),
+        ({"LIVE_FIELDS": ["status"]}, "must be of type dict."),
+        ({"LIVE_FIELDS": {"shop.order": "status"}}, "must hold lists of fields by the model's label."),
+        ({"LIVE_FIELDS": {5: ["status"]}}, "must hold lists of fields"),
+        ({"LIVE_FIELDS": {"shop.order": [5]}}, "must hold lists of fields"),
     ],
 )
 def test_what_is_wrong_is_said(given: Any, says: str) -> None:

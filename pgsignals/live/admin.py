@@ -9,8 +9,12 @@ Nothing else is needed: no template, no inline script. The pages listen at PGSIG
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from django.conf import settings
+from django.core import checks
 from django.forms import Media
 from django.forms.widgets import Script
 from django.http import HttpRequest
@@ -19,7 +23,8 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 
 from .. import conf
-from .topics import model_topic, object_topic
+from .declared import announces
+from .topics import asked_topic, model_topic, object_topic
 
 if TYPE_CHECKING:
     from django.contrib.admin import ModelAdmin
@@ -36,9 +41,17 @@ class LiveModelAdmin(_Base):
     and what is being typed. Its change form says when somebody else has changed or deleted the object.
     """
 
+    live_topics: Sequence[str] = ()
+    """What the changelist hears of besides its own model: `"flights.Airline"`, `"channel:news"`."""
+
+    def check(self, **kwargs: Any) -> list[checks.CheckMessage]:
+        """What is missing for these pages to be live."""
+        return [*super().check(**kwargs), *_problems(self)]
+
     def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """As Django's, and live."""
-        return self._live(super().changelist_view(request, *args, **kwargs), model_topic(self.opts.label_lower))
+        topics = [*self._own_topics(), *map(asked_topic, self.live_topics)]
+        return self._live(super().changelist_view(request, *args, **kwargs), topics)
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
         """As Django's; live where it is about an object that is there."""
@@ -48,21 +61,53 @@ class LiveModelAdmin(_Base):
             return response
         return self._live(
             response,
-            object_topic(self.opts.label_lower, edited.pk),
+            [object_topic(topic, edited.pk) for topic in self._own_topics()],
             reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_changelist"),
         )
 
-    def _live(self, response: Any, topic: str, list_url: str = "") -> Any:
+    def _own_topics(self) -> list[str]:
+        """The model's, and its parents' that have tables of their own: it is their tables that are written to."""
+        model: Any = self.model._meta.concrete_model
+        return [model_topic(one._meta.label_lower) for one in (model, *model._meta.get_parent_list())]
+
+    def _live(self, response: Any, topics: Sequence[str], list_url: str = "") -> Any:
         if isinstance(response, TemplateResponse) and response.context_data and "media" in response.context_data:
-            response.context_data["media"] += live_media(topic, list_url)
+            response.context_data["media"] += live_media(topics, list_url)
         return response
 
 
-def live_media(topic: str, list_url: str = "") -> Media:
+def _problems(admin: LiveModelAdmin) -> Iterator[checks.CheckMessage]:
+    alias = conf.get().CHANNEL_LAYER if not conf.problems() else "default"
+    if find_spec("channels") is None:
+        yield checks.Error(
+            _("%(admin)s is live, and Channels is not installed.") % {"admin": type(admin).__name__},
+            hint=_("Install it: pip install 'django-pgsignals[channels]'; or use a plain ModelAdmin."),
+            obj=type(admin),
+            id="pgsignals.E050",
+        )
+    elif alias is None or alias not in getattr(settings, "CHANNEL_LAYERS", {}):
+        yield checks.Error(
+            _("%(admin)s is live, and settings.CHANNEL_LAYERS has no layer %(alias)r, so no event would reach it.")
+            % {"admin": type(admin).__name__, "alias": alias},
+            hint=_("Add it; and mount PgEventConsumer at PGSIGNALS['LIVE_URL']: see docs/live.md."),
+            obj=type(admin),
+            id="pgsignals.E051",
+        )
+    if not any(map(announces, admin._own_topics())):
+        yield checks.Warning(
+            _("%(admin)s is live, and %(model)s announces nothing, so it would never move.")
+            % {"admin": type(admin).__name__, "model": admin.opts.label},
+            hint=_("Add Notify(name=...) to its Meta.constraints and migrate."),
+            obj=type(admin),
+            id="pgsignals.W052",
+        )
+
+
+def live_media(topics: Sequence[str], list_url: str = "") -> Media:
     """The scripts and styles of a live page of the admin."""
     said = {
         "data-socket": conf.get().LIVE_URL,
-        "data-topic": topic,
+        "data-topics": json.dumps(list(topics)),
         "data-list": list_url,
         "data-words": json.dumps(words()),
     }

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from django.apps import apps
 from django.db import connections
 
 from .. import conf, wire
@@ -28,10 +27,9 @@ from ..decode import Decoder
 from ..durable.reading import age
 from ..event import LogEvent
 from ..tables import IDENTITY, LOG
-from ..triggers import tracked
-from ..triggers.declaration import declarations
+from .declared import declared
 from .hints import MAX_KEYS, Hints
-from .topics import base_of, durable_group, is_channel, model_topic
+from .topics import base_of, durable_group, is_channel
 
 RESUME_WITHIN = 3600.0
 """Seconds for which an id is good; and for no longer than half of PGSIGNALS["LOG_KEEP"]."""
@@ -213,13 +211,8 @@ def kept(topic: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _kept_models() -> Mapping[str, str]:
-    said: dict[str, list[bool]] = {}
-    for model in apps.get_models():
-        for declaration in declarations(model):
-            said.setdefault(model_topic(model._meta.label_lower), []).append(declaration.durable)
-    for label, declaration in tracked.on_disk().values():
-        said.setdefault(model_topic(label), []).append(declaration.durable)
-    return {topic: ALL if all(durable) else SOME for topic, durable in said.items() if any(durable)}
+    durable = {topic: [one.durable for one in said] for topic, said in declared().items()}
+    return {topic: ALL if all(said) else SOME for topic, said in durable.items() if any(said)}
 
 
 def bundle(ids: Mapping[str, str]) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from channels.layers import InMemoryChannelLayer, get_channel_layer
-from django.apps import apps
 from django.conf import settings
 from django.utils.module_loading import import_string
 
@@ -26,8 +25,7 @@ from .. import conf
 from ..event import PgEvent
 from ..receivers import registry
 from ..sink import Gap, Sink
-from ..triggers import tracked
-from ..triggers.declaration import declarations
+from .declared import declared_topics
 from .hints import Hints
 from .topics import channel_topic, group_of, model_topic, topic_of
 
@@ -213,12 +211,6 @@ def is_cancelled() -> bool:
     """Whether somebody wants the running task to end."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
-
-
-def declared_topics() -> set[str]:
-    """The topics of all models that announce their changes."""
-    labels = {model._meta.label_lower for model in apps.get_models() if declarations(model)}
-    return {model_topic(label) for label in labels | {label for label, _ in tracked.on_disk().values()}}
 
 
 def configured_sink(channels: Collection[str] = ()) -> ChannelsSink | None:

@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from django import template
 from django.apps import apps
 from django.forms.utils import flatatt
 from django.forms.widgets import Script
 from django.template.base import FilterExpression, NodeList, Parser, Token, token_kwargs
-from django.utils.html import format_html, format_html_join
+from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from .. import conf
@@ -76,12 +77,12 @@ class LiveNode(template.Node):
         # Named by their order where they have no name: the same page, fetched anew, must have them in the same order.
         number = context.render_context[_COUNTER] = (context.render_context.get(_COUNTER) or 0) + 1
         attributes = {
-            **{name.replace("_", "-"): str(value) for name, value in options.items()},
+            **{name.replace("_", "-"): escape(value) for name, value in options.items()},
             **_attributes([one.resolve(context) for one in self.topics], own.get("pk"), own.get("socket", "")),
-            "data-pg-fragment": str(own.get("name", number)),
+            "data-pg-fragment": escape(own.get("name", number)),
         }
         if own.get("url"):
-            attributes["data-pg-url"] = str(own["url"])
+            attributes["data-pg-url"] = escape(own["url"])
         tag = str(own.get("tag", "div"))
         if not tag.replace("-", "").isalnum():
             raise template.TemplateSyntaxError(f"pg_live's tag is {tag!r}, and must be an element's name.")
@@ -90,15 +91,14 @@ class LiveNode(template.Node):
 
 def _attributes(topics: Any, pk: Any, socket: str) -> dict[str, str]:
     return {
-        "data-pg-topics": " ".join(_topic(str(topic), pk) for topic in topics),
-        "data-pg-socket": socket or conf.get().LIVE_URL,
+        # Divided by spaces, so what is in a key is written as in a URL.
+        "data-pg-topics": escape(" ".join(quote(_topic(str(topic), pk), safe=":.!'()*[],") for topic in topics)),
+        "data-pg-socket": escape(socket or conf.get().LIVE_URL),
     }
 
 
 def _topic(text: str, pk: Any) -> str:
     topic = asked_topic(text)
-    if " " in topic:
-        raise template.TemplateSyntaxError(f"The topic {text!r} has a space in it; name several topics one by one.")
     if not is_model(topic):
         return topic
     label = topic.partition(":")[0]

@@ -16,7 +16,7 @@ class Parcel(models.Model):
     name = models.CharField(max_length=100)
     status = models.CharField(max_length=10, choices=Status, default=Status.HERE)
     weight = models.IntegerField(default=1)
-    owner = models.CharField(max_length=100, default="")
+    owner = models.CharField(max_length=100, default="", blank=True)
     read_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

@@ -3,7 +3,7 @@
 from ..settings import *  # noqa: F403
 from ..settings import INSTALLED_APPS, MIDDLEWARE
 
-INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.staticfiles"]
+INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.staticfiles", "tests.live"]
 MIDDLEWARE = [
     "demo_project.csp.content_security_policy",
     *MIDDLEWARE[:1],
@@ -17,5 +17,9 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"console": {"class": "logging.StreamHandler"}},
-    "loggers": {name: {"handlers": ["console"], "level": "INFO"} for name in ("pgsignals", "django.request")},
+    "loggers": {
+        "pgsignals": {"handlers": ["console"], "level": "INFO"},
+        "django.request": {"handlers": ["console"], "level": "ERROR", "propagate": False},
+    },
 }
+PGSIGNALS = {"LIVE_ACCESS": "tests.live.access.Access"}

@@ -14,16 +14,18 @@ from pgsignals.live.sse import PgEventStream
 from . import views
 
 
-def htmx_js(request: HttpRequest) -> HttpResponse:
+def htmx_js(request: HttpRequest, version: int) -> HttpResponse:
     """htmx, from where the tests have installed it."""
-    return HttpResponse(Path(os.environ["PGSIGNALS_TEST_HTMX"]).read_bytes(), content_type="text/javascript")
+    path = Path(os.environ[f"PGSIGNALS_TEST_HTMX{version}"])
+    return HttpResponse(path.read_bytes(), content_type="text/javascript")
 
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("favicon.ico", lambda request: HttpResponse(status=204)),
     path("parcels/", views.parcels),
     path("htmx/", views.htmx),
-    path("htmx.js", htmx_js),
+    path("htmx<int:version>.js", htmx_js),
     path("count/", views.count),
     path("events/", PgEventStream.as_view()),
 ]

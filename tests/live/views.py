@@ -21,7 +21,7 @@ def parcels(request: HttpRequest) -> HttpResponse:
 @login_required
 def htmx(request: HttpRequest) -> HttpResponse:
     """A page whose fragment htmx fetches."""
-    return render(request, "live/htmx.html", _counts())
+    return render(request, "live/htmx.html", {**_counts(), "version": request.GET["version"]})
 
 
 def count(request: HttpRequest) -> HttpResponse:

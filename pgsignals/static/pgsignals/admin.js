@@ -1,4 +1,4 @@
-/* LiveModelAdmin's pages. What they need to know stands in the script element: data-socket, data-topic, data-words.
+/* LiveModelAdmin's pages. What they need to know stands in the script element: data-socket, data-topics, data-words.
 
    The changelist fetches the page that it is, and takes over the rows that differ. Rows stay the elements they were, so
    that the focus stays and the page does not move. Nothing is touched while somebody edits in the list. */
@@ -57,7 +57,7 @@
   }
 
   function listen(shown, news) {
-    pgsignals.connect(said.socket, [said.topic], {
+    pgsignals.connect(said.socket, JSON.parse(said.topics), {
       onEvent: news.tell,
       onGap: news.all,
       onState(state) {

@@ -3,6 +3,7 @@
      const live = pgsignals.connect("/ws/pg/", ["flights.flight"], {
        onEvent(message) {},   // {topic, refetch, events: [[operation, key, [changed fields]], ...]} or payloads
        onGap(message) {},     // {topic, cause}: something may have been missed, fetch anew
+       onTopic(topic) {},     // {topic, granted}: from here on its events come; or they do not, or no longer
        onState(state) {},     // "connecting", "live", "lost", "refused"
      });
      live.subscribe(["flights.airline"]);
@@ -87,6 +88,8 @@
         Object.entries(message.ids || {}).forEach(([topic, id]) => heard.set(topic, id));
         attempt = 0;
         become(granted.size ? "live" : "refused");
+        message.topics.forEach((topic) => call("onTopic", { topic: topic, granted: true }));
+        message.refused.forEach((topic) => call("onTopic", { topic: topic, granted: false }));
       },
       event(message) {
         become("live");
@@ -107,6 +110,7 @@
       },
       refused(message) {
         granted.delete(message.topic);
+        call("onTopic", { topic: message.topic, granted: false });
         if (granted.size === 0) {
           become("refused");
         }

@@ -12,12 +12,13 @@
 
 (function () {
   const MARKED = "[data-pg-topics]";
-  const topicsOf = (element) => element.dataset.pgTopics.split(" ").filter(Boolean);
+  const topicsOf = (element) => element.dataset.pgTopics.split(" ").filter(Boolean).map(decodeURIComponent);
   const urlOf = (element) => new URL(element.dataset.pgUrl || "", window.location.href.split("#")[0]).href;
   const fragments = () => document.querySelectorAll(MARKED + "[data-pg-fragment]");
   const refreshers = new Map(); // by the URL that fragments are fetched from
   const sockets = new Map(); // by the URL of the WebSocket
   const states = new Map();
+  const granted = new Map(); // by the URL and the topic
 
   function dispatch(name, detail) {
     const at = [document.body, ...document.querySelectorAll(MARKED)];
@@ -75,14 +76,16 @@
     new Set(urls).forEach((url) => how(refresherOf(url)));
   }
 
-  function show(socket, state) {
-    states.set(socket, state);
-    document.querySelectorAll(MARKED).forEach(function (element) {
-      if (element.dataset.pgSocket === socket) {
-        element.dataset.pgState = state;
-      }
-    });
-    dispatch("pg:state", { state: state });
+  // "live" only where it hears of something: what was put in later is asked for later.
+  function show(element) {
+    const state = states.get(element.dataset.pgSocket);
+    const known = topicsOf(element).map((topic) => granted.get(element.dataset.pgSocket + " " + topic));
+    const mine = known.includes(true) ? "live" : known.includes(undefined) ? "connecting" : "refused";
+    element.dataset.pgState = state === "live" || state === "refused" ? mine : state;
+  }
+
+  function showAll() {
+    document.querySelectorAll(MARKED).forEach(show);
   }
 
   const connect = (socket, topics) => pgsignals.connect(socket, topics, {
@@ -94,10 +97,19 @@
       dispatch("pg:" + message.topic, Object.assign({ refetch: true }, message));
       refresh(message.topic, (one) => one.all());
     },
+    onTopic(message) {
+      granted.set(socket + " " + message.topic, message.granted);
+      showAll();
+      if (message.granted) {
+        refresh(message.topic, (one) => one.all()); // what happened since the page was made is in no event
+      }
+    },
     onState(state) {
-      show(socket, state);
+      states.set(socket, state);
+      showAll();
+      dispatch("pg:state", { state: state });
       if (state === "live") {
-        refresh(null, (one) => one.all()); // what happened since the page was made is in no event
+        refresh(null, (one) => one.all()); // nor what happened while the connection was lost
       }
     },
   });
@@ -110,7 +122,7 @@
         sockets.set(socket, connect(socket, topicsOf(element)));
       }
       sockets.get(socket).subscribe(topicsOf(element));
-      element.dataset.pgState = states.get(socket);
+      show(element);
     }
   }
 
