@@ -17,8 +17,8 @@ from .topics import group_of
 
 logger = logging.getLogger("pgsignals.live")
 
-RETRY_AFTER = 1.0
-"""Seconds between attempts to reach a layer that failed."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
+"""Seconds before a layer that failed is tried again: doubled each time, until it has given a message."""
 
 
 class Member(Protocol):
@@ -48,6 +48,8 @@ class Hub:
         self._changing = asyncio.Lock()
         self._channel = ""
         self._receiving: asyncio.Task[None] | None = None
+        self._failures = 0
+        """Of the layer, in a row."""
 
     async def join(self, group: str, member: Member) -> None:
         """Hand a group's messages on to a member. A second time tells the layer again, which may have forgotten."""
@@ -74,6 +76,7 @@ class Hub:
         while True:
             try:
                 self._hand_on(Shared(await self._layer.receive(self._channel)))
+                self._failures = 0
             except Exception as error:  # the layer's own, of whatever kind
                 await self._reach_again(error)
 
@@ -82,15 +85,12 @@ class Hub:
             member.take(message)
 
     async def _reach_again(self, error: Exception) -> None:
-        logger.warning(
-            "The channel layer fails (%s: %s); browsers hear nothing. Trying again every %.0f s.",
-            type(error).__name__,
-            error,
-            RETRY_AFTER,
-        )
+        logger.error("The channel layer fails (%s: %s); browsers hear nothing.", type(error).__name__, error)
         self._tell_all("lost", "the channel layer is out of reach")
         while True:
-            await asyncio.sleep(RETRY_AFTER)
+            wait = min(FIRST_WAIT * 2 ** min(self._failures, 10), LONGEST_WAIT)
+            self._failures += 1
+            await asyncio.sleep(wait)
             try:
                 # A layer that was started anew knows of nobody.
                 for group in list(self._members):
@@ -98,7 +98,7 @@ class Hub:
                 break
             except Exception as again:
                 logger.debug("The channel layer still fails: %s", again)
-        logger.warning("The channel layer works again. Browsers are told to fetch anew.")
+        logger.warning("The channel layer is tried again. Browsers are told to fetch anew.")
         self._tell_all("gap", "the channel layer was out of reach")
 
     def _tell_all(self, kind: str, cause: str) -> None:
