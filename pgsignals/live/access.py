@@ -13,16 +13,20 @@ A project that decides for itself names a class in PGSIGNALS["LIVE_ACCESS"]::
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from django.apps import apps
+from django.db import Error as DatabaseError
 from django.utils.module_loading import import_string
 
 from .. import conf
 from ..event import PgEvent
 from .topics import base_of, durable_group, is_model
+
+logger = logging.getLogger("pgsignals.live")
 
 RECHECK_AFTER = 30.0
 """Seconds for which a permission is believed; what comes after that waits until it is looked up again."""
@@ -43,6 +47,16 @@ class Access:
         For pages that are open to everybody: True, and `can_subscribe` says yes to what is public.
         """
         return bool(user.is_authenticated and user.is_active)
+
+    def admits_safely(self, user: Any) -> bool:
+        """The same; where it raises something else than django.db.Error, no."""
+        try:
+            return bool(self.admits(user))
+        except DatabaseError:
+            raise
+        except Exception:  # the project's own code
+            logger.exception("admits() failed for the user %r, who is refused.", user.pk)
+            return False
 
     def can_subscribe(self, user: Any, topic: str) -> bool:
         """Whether a user may hear of a topic; see `pgsignals.live.topics` for how these look.

@@ -25,12 +25,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from channels import DEFAULT_CHANNEL_LAYER
+from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.db import Error as DatabaseError
 
 from .. import conf
 from .access import Door
 from .hub import hub_of
+from .origin import is_ours
 from .outbox import Flooded, Frame
 from .subscriber import MAX_TOPIC, Subscriber, say_unknown
 from .topics import asked_topic
@@ -73,7 +75,7 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
                 self.channel_layer_alias,
             )
             await self.close()
-        elif user is None or not self.admits(user):
+        elif user is None or not self._is_asked_by_us() or not await _admits(self, user):
             await self.close()
         else:
             self._by_session = await has_login(self.scope.get("session"))
@@ -88,6 +90,10 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
         if hasattr(self, "subscriber"):
             self._pumping.cancel()
             await self.subscriber.close()
+
+    def _is_asked_by_us(self) -> bool:
+        headers = {name: value.decode("latin-1") for name, value in self.scope.get("headers", [])}
+        return is_ours(headers.get(b"origin"), headers.get(b"host", ""))
 
     async def _fresh_user(self) -> Any:
         # A user who came by a token may have a session all the same, which knows nothing of a login.
@@ -146,15 +152,20 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
                     await self._send(frame)
         except Flooded:
             await self._throw_out()
+        except OSError:
+            pass  # it is gone
         except Exception:
             logger.exception("A WebSocket failed, and is closed; its browser comes back.")
             await self.close(_TRY_AGAIN)
 
     async def _send(self, frame: Frame) -> None:
-        await self.send(text_data=frame.text)
+        await self.send(text_data=frame.text())
         self._sent += 1
         if self._sent % ASK_EVERY == 0:
-            await self.send(text_data=Frame("ack", None, {"number": self._sent}).text)
+            await self.send(text_data=Frame("ack", None, {"number": self._sent}).text())
+
+
+_admits = database_sync_to_async(Door.admits_safely)
 
 
 def _read(text: str | None) -> Mapping[str, Any]:

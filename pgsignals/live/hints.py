@@ -48,6 +48,8 @@ class Hints:
 
     fields: tuple[str, ...] = ()
     """Names of the fields that go along."""
+    database: str = "default"
+    """The alias of the database whose log clients are resumed from."""
     rows: dict[str, Row] = field(default_factory=dict)
     payloads: list[Any] = field(default_factory=list)
     size: int = 0
@@ -61,7 +63,7 @@ class Hints:
     def add(self, event: PgEvent) -> None:
         """Put an event to the others."""
         self.touched = True
-        if isinstance(event, LogEvent) and event.window is not None:
+        if isinstance(event, LogEvent) and event.window is not None and event.database == self.database:
             self.position = (*event.window, event.number)
         if self.refetch:
             return

@@ -11,7 +11,6 @@ import json
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 LIMIT = 64
@@ -27,7 +26,7 @@ SLOW = "too slow"
 """The cause of the gap where something was dropped."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Frame:
     """Something that a client is told."""
 
@@ -37,16 +36,18 @@ class Frame:
     said: dict[str, Any] = field(default_factory=dict)
     id: str | None = None
     """How far the client is with the topic after this: what it says when it comes back."""
+    _text: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """As clients get it."""
         about = {} if self.topic is None else {"topic": self.topic}
         return {"type": self.type, **about, **self.said, **({} if self.id is None else {"id": self.id})}
 
-    @cached_property
     def text(self) -> str:
-        """As JSON, in one line. A frame that goes to many clients is written once."""
-        return json.dumps(self.as_dict())
+        """As JSON, in one line; made once."""
+        if not self._text:
+            self._text.append(json.dumps(self.as_dict()))
+        return self._text[0]
 
 
 class Flooded(Exception):
@@ -80,7 +81,7 @@ class Outbox:
     def _put_event(self, frame: Frame) -> None:
         if frame.topic in self._missed:
             return
-        size = len(frame.text)
+        size = len(frame.text())
         if len(self._waiting) >= LIMIT or self._size + size > MAX_BYTES:
             self._miss(frame.topic)
             for one in [one for one, _ in self._waiting if one.type == "event"]:

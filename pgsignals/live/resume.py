@@ -28,7 +28,7 @@ from ..durable.reading import age
 from ..event import LogEvent
 from ..tables import IDENTITY, LOG
 from .declared import declared
-from .hints import MAX_KEYS, Hints
+from .hints import MAX_KEYS, Hints, can_travel
 from .topics import base_of, durable_group, is_channel
 
 RESUME_WITHIN = 3600.0
@@ -152,7 +152,7 @@ def start() -> Token | None:
 
 def missed(topic: str, token: Token | None) -> Missed | None:
     """What came since for a topic; None where nobody can tell any more. May raise django.db.Error."""
-    if token is None or not token.is_fresh() or kept(topic) is None:
+    if token is None or not token.is_fresh() or kept(topic) is None or not can_travel(topic):
         return None
     base, database = base_of(topic), conf.get().DATABASE
     given: dict[str, Any] = {
@@ -170,7 +170,7 @@ def missed(topic: str, token: Token | None) -> Missed | None:
     snapshot, too_many, cluster = rows[0][:3]
     if too_many or cluster != token.cluster:
         return None
-    hints = Hints(conf.get().LIVE_FIELDS.get(base, ()))
+    hints = Hints(conf.get().LIVE_FIELDS.get(base, ()), database)
     for event in _events(database, [row[3:] for row in rows if row[3] is not None], is_channel(base)):
         hints.add(event)
     here = Token(token.cluster, int(time.time()), snapshot, snapshot, 0)

@@ -61,6 +61,7 @@ class ChannelsSink(Sink):
         """Messages that the layer did not take."""
         self._known = {*declared_topics(), *map(channel_topic, channels)}
         self._fields = {model_topic(label): fields for label, fields in conf.get().LIVE_FIELDS.items()}
+        self._database = conf.get().DATABASE
         self._hints: dict[str, Hints] = {}
         self._numbers: dict[str, int] = {}
         self._senders: dict[str, asyncio.Task[None]] = {}
@@ -119,7 +120,7 @@ class ChannelsSink(Sink):
         """The topic's hints, which will be sent."""
         hints = self._hints.get(topic)
         if hints is None:
-            hints = self._hints[topic] = Hints(self._fields.get(topic, ()))
+            hints = self._hints[topic] = Hints(self._fields.get(topic, ()), self._database)
         if topic not in self._senders:
             self._senders[topic] = asyncio.create_task(self._send_all(topic), name=f"pgsignals-channels {topic}")
         return hints

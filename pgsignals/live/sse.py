@@ -23,7 +23,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
@@ -32,6 +31,7 @@ from django.views.generic import View
 
 from . import resume
 from .access import Door
+from .origin import is_ours
 from .outbox import Frame
 from .stream import listening
 from .subscriber import MAX_TOPIC, MAX_TOPICS, Subscriber
@@ -108,14 +108,14 @@ def _written(frame: Frame | None, ids: dict[str, str]) -> str:
     if frame.id is not None and frame.topic is not None:
         ids[frame.topic] = frame.id
     name = "" if frame.type == "event" else f"event: {frame.type}\n"
-    return f"id: {resume.bundle(ids)}\n{name}data: {frame.text}\n\n"
+    return f"id: {resume.bundle(ids)}\n{name}data: {frame.text()}\n\n"
 
 
 def _from_elsewhere(request: HttpRequest) -> bool:
     """Whether another site's page asks, with this visitor's cookies. curl and others say neither."""
-    origin = request.headers.get("Origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.get_host()
-    return foreign or request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
+    if (origin := request.headers.get("Origin")) is not None:
+        return not is_ours(origin, request.get_host())
+    return request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none")
 
 
 def _refusal(status: int, message: str) -> HttpResponse:

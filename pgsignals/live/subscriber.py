@@ -69,6 +69,9 @@ class Subscriber:
         self._checked = self._joined = time.monotonic()
         self._checking = asyncio.Lock()
         self._decoder: Decoder | None = None
+        # Asked once: for each message to each client that would add up.
+        self._recheck_after = access.recheck_after
+        self._filters = access.filters()
 
     # What the client asks for.
 
@@ -159,7 +162,7 @@ class Subscriber:
 
     def take(self, message: Shared) -> None:
         """A group's message, from the hub. At once where nothing has to be looked up; else in its turn."""
-        if self._inbox or self._in_order.locked() or self._is_due() or self.access.filters():
+        if self._inbox or self._in_order.locked() or self._is_due() or self._filters:
             if len(self._inbox) < MAX_INBOX:  # beyond it is missed, and its number says so later
                 self._inbox.append(message)
             if self._reading is None:
@@ -264,7 +267,7 @@ class Subscriber:
     async def _filtered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """What of it the user may hear of."""
         name = "payloads" if is_channel(message["topic"]) else "events"
-        if message["refetch"] or not message[name] or not self.access.filters():
+        if message["refetch"] or not message[name] or not self._filters:
             return message
         try:
             kept = await self._choose(message["topic"], message[name])
@@ -313,7 +316,7 @@ class Subscriber:
             await self._rejoin()
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._checked >= self.access.recheck_after
+        return time.monotonic() - self._checked >= self._recheck_after
 
     async def _rejoin(self) -> None:
         if time.monotonic() - self._joined > REJOIN_AFTER:
@@ -328,18 +331,17 @@ class Subscriber:
     @database_sync_to_async
     def allowed(self, user: Any, topics: Sequence[str]) -> list[str]:
         """Which of these topics a user may hear of now."""
-        if not topics or not self._asks("admits", user):
+        if not topics or not self.access.admits_safely(user):
             return []
-        return [topic for topic in topics if self._asks("can_subscribe", user, topic)]
+        return [topic for topic in topics if self._may(user, topic)]
 
-    def _asks(self, method: str, *about: Any) -> bool:
+    def _may(self, user: Any, topic: str) -> bool:
         try:
-            return bool(getattr(self.access, method)(*about))
+            return bool(self.access.can_subscribe(user, topic))
         except DatabaseError:
             raise
         except Exception:  # the project's own code, and the browser chose what it was asked
-            what = f"the topic {about[1]!r:.80}" if len(about) > 1 else f"the user {about[0].pk!r}"
-            logger.exception("%s() failed for %s, which is refused.", method, what)
+            logger.exception("can_subscribe() failed for the topic %.80r, which is refused.", topic)
             return False
 
     # To the transport.

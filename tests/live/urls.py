@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
+from channels.layers import get_channel_layer
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
@@ -20,6 +22,13 @@ def htmx_js(request: HttpRequest, version: int) -> HttpResponse:
     return HttpResponse(path.read_bytes(), content_type="text/javascript")
 
 
+async def members(request: HttpRequest) -> HttpResponse:
+    """How many listen in this process."""
+    groups = getattr(get_channel_layer(), "groups", {})
+    tasks = [task for task in asyncio.all_tasks() if task.get_name() in ("pgsignals-stream", "pgsignals-browser")]
+    return HttpResponse(f"{sum(map(len, groups.values()))} {len(tasks)}")
+
+
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("favicon.ico", lambda request: HttpResponse(status=204)),
@@ -28,4 +37,5 @@ urlpatterns = [
     path("htmx<int:version>.js", htmx_js),
     path("count/", views.count),
     path("events/", PgEventStream.as_view()),
+    path("members/", members),
 ]

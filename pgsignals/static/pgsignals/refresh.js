@@ -18,6 +18,7 @@
   const FIRST_RETRY = 2000;
   const LAST_RETRY = 60000;
   const MANY_KEYS = 20;
+  const MOST_KEYS = 1000;
 
   function refresher(refresh) {
     let news = nothing();
@@ -74,7 +75,10 @@
       tell(message) {
         const keys = (message.events || []).map(([operation, key]) => [String(key), operation]);
         keys.forEach(([key, operation]) => news.keys.set(key, operation));
-        news.everything = news.everything || Boolean(message.refetch) || !keys.length;
+        news.everything = news.everything || Boolean(message.refetch) || !keys.length || news.keys.size > MOST_KEYS;
+        if (news.everything) {
+          news.keys.clear(); // a hidden page may hear of things for days
+        }
         ask(message.refetch || keys.length > MANY_KEYS ? MANY : FEW);
       },
       all() {
