@@ -123,7 +123,7 @@ def shapes() -> list[tuple[str, str, str]]:
 @pytest.fixture
 def everything(transactional_db: object) -> Iterator[None]:
     """A model with a column of every kind, in more fields than a function of PostgreSQL has arguments, is durable."""
-    declaration = Notify(name="everything_log", channel="100 %s", fields="__all__", durable=True)
+    declaration = Notify(name="everything 100 %s", channel="100 %s", fields="__all__", durable=True)
     with connection.schema_editor() as editor:
         editor.add_constraint(Everything, declaration)
     yield

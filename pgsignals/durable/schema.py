@@ -43,6 +43,7 @@ TABLES = (LOG, GROUP, PARTITION, WORKER, PARKED, DEAD, DELAYED, PROCESSED, IDENT
 
 # COLLATE "C": keys are only ever told apart, and to compare bytes is cheapest.
 # The log is only appended to, and deleted from at its beginning: vacuum must come by numbers, not by share.
+# (Housekeeping vacuums sooner, where its role may.)
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS {LOG} (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -55,7 +56,7 @@ CREATE TABLE IF NOT EXISTS {LOG} (
     rings boolean NOT NULL,
     head text NOT NULL,
     body text NOT NULL
-) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 50000,
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200000,
     autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 100000);
 CREATE INDEX IF NOT EXISTS {LOG}_xid ON {LOG} (xid, id);
 CREATE INDEX IF NOT EXISTS {LOG}_key ON {LOG} (source, key, id);

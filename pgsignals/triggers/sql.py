@@ -53,7 +53,9 @@ def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseS
     """
     quote = schema_editor.quote_name
     function = ";\n".join(renew(declaration, model, schema_editor.connection))
-    made = [_trigger(declaration, operation, quote) for operation in declaration.on]
+    made = [
+        _trigger(declaration, operation, lambda name: quote(name).replace("%", "%%")) for operation in declaration.on
+    ]
     # Django renames or drops a waiting Statement together with the table that it refers to.
     return Statement(
         _DDL.replace("{ddl}", "\n".join([_GUARD, "%(function)s;", *made])).replace("$pgsignals_ddl$", _tag(function)),
