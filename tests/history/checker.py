@@ -44,7 +44,8 @@ ATOMIC = {"atomic", "lists"}
 WAKE_UPS = ("gated", "every_commit", "poll")
 WORKERS = 3
 WRITERS = 6
-DRAIN_WITHIN = 90.0
+STALLED_AFTER = 60.0
+"""Seconds in which nothing more is handled, although there is something left."""
 LEASE = 2.0
 """Seconds, as in the settings."""
 
@@ -332,12 +333,15 @@ class History:
                 process.wait(30)
         self.workers = [None] * WORKERS
         self.supervise()
-        end = time.monotonic() + DRAIN_WITHIN
+        seen, end = -1, time.monotonic() + STALLED_AFTER
         while time.monotonic() < end:
             self.supervise()
             with suppress(psycopg.Error):
                 if self.is_idle():
                     return True
+                ((count,),) = self.execute("SELECT count(*) FROM history_seen")
+                if count != seen:
+                    seen, end = count, time.monotonic() + STALLED_AFTER
             time.sleep(0.2)
         return False
 
@@ -478,7 +482,7 @@ def run(seconds: float, seed: int, wake_up: str) -> int:
         verdict = Verdict(history)
         broken = verdict.check()
         if not done:
-            broken.append(f"not everything was handled within {DRAIN_WITHIN:g} s")
+            broken.append(f"something is left, and nothing was handled for {STALLED_AFTER:g} s")
         kinds = Counter(fault.kind for fault in history.faults)
         commits, rollbacks, in_two = (
             sum(getattr(writer, what) for writer in writers) for what in ("commits", "rollbacks", "prepared")
