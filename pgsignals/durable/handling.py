@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 from django.db import connections
 
 from .. import conf
-from ..dispatch.calling import BRIEF, Slowness, count, refresh, report, tidy
+from ..dispatch.calling import BRIEF, Slowness, count, count_brief, refresh, report, tidy
 from ..event import PgEvent, Source, together
 from ..receivers import MAX_ATTEMPTS, Receiver, Registry
 from .failures import Discard, Retry
@@ -144,6 +144,10 @@ class Handler:
             error = raised
         seconds = time.perf_counter() - began
         self._running = None
+        if error is None and seconds < BRIEF and not receiver.options.batch:
+            # Nothing else can have happened in so short a time.
+            count_brief(receiver, 1, seconds)
+            return None
         count(receiver, argument, seconds, failed=error is not None)
         if error is not None and not isinstance(error, Retry):
             report(receiver.function, receiver.name, argument, error)
