@@ -146,6 +146,7 @@ class Crowd:
         self.closed = 0
         """Connections that the server ended."""
         self._tasks: list[asyncio.Task[None]] = []
+        self._sockets: list[Any] = []
         self._subscribed = 0
         self._is_ready = asyncio.Event()
         self._ending = False
@@ -159,9 +160,8 @@ class Crowd:
 
     async def leave(self) -> None:
         self._ending = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(socket.close() for socket in self._sockets))
+        await asyncio.gather(*self._tasks)
 
     async def _listen(self, client: Client, gate: asyncio.Semaphore) -> None:
         from websockets.asyncio.client import connect as open_socket
@@ -179,6 +179,7 @@ class Crowd:
                 open_timeout=60,
             )
             socket = await opening
+            self._sockets.append(socket)
             await socket.send(json.dumps({"subscribe": [TOPIC]}))
             while msgspec.json.decode(await socket.recv())["type"] != "subscribed":
                 pass

@@ -248,3 +248,134 @@ def test_messages_of_a_kind_that_it_does_not_know_are_passed_over(script: Script
     script.heard()
     script.says(type=kind)
     assert script.heard() == []
+
+
+# When to fetch: refresh.js.
+
+REFRESH = SCRIPT.with_name("refresh.js")
+
+REFRESHER = """() => {
+    window.calls = [];
+    window.outcome = () => Promise.resolve();
+    window.news = pgsignals.refresher((told) => {
+        calls.push([Array.from(told.keys), told.everything]);
+        return outcome();
+    });
+}"""
+
+
+@pytest.fixture
+def refresher(page: Page) -> Page:
+    page.goto("https://example.test/page")
+    page.add_script_tag(path=SCRIPT)
+    page.add_script_tag(path=REFRESH)
+    page.evaluate(REFRESHER)
+    return page
+
+
+def calls(page: Page) -> Any:
+    return page.evaluate("calls.splice(0)")
+
+
+def tell(page: Page, *keys: Any, refetch: bool = False) -> None:
+    message = {"events": [["update", key, []] for key in keys], "refetch": refetch}
+    page.evaluate("message => news.tell(message)", message)
+
+
+def test_a_few_rows_are_fetched_for_soon_and_together(refresher: Page) -> None:
+    tell(refresher, 1)
+    refresher.clock.run_for(50)
+    tell(refresher, 2, "x")
+    assert calls(refresher) == []
+    refresher.clock.run_for(60)
+    assert calls(refresher) == [[[["1", "update"], ["2", "update"], ["x", "update"]], False]]
+    refresher.clock.run_for(5000)
+    assert calls(refresher) == []
+
+
+def test_a_burst_is_one_fetch_and_one_that_does_not_end_is_one_now_and_then(refresher: Page) -> None:
+    for _ in range(10):
+        tell(refresher, refetch=True)
+        refresher.clock.run_for(100)
+    assert calls(refresher) == []
+    refresher.clock.run_for(350)
+    assert calls(refresher) == [[[], True]]
+    for _ in range(50):
+        tell(refresher, refetch=True)
+        refresher.clock.run_for(100)
+    assert 3 <= len(calls(refresher)) <= 4
+
+
+def test_what_comes_while_it_fetches_is_fetched_afterwards(refresher: Page) -> None:
+    refresher.evaluate("() => { window.outcome = () => new Promise((resolve) => { window.done = resolve; }); }")
+    tell(refresher, 1)
+    refresher.clock.run_for(60)
+    tell(refresher, 2)
+    refresher.clock.run_for(5000)
+    assert calls(refresher) == [[[["1", "update"]], False]]
+    refresher.evaluate("done()")
+    refresher.clock.run_for(300)
+    assert calls(refresher) == [[[["2", "update"]], False]]
+
+
+def test_a_fetch_that_failed_is_tried_later_and_later_and_for_everything(refresher: Page) -> None:
+    refresher.evaluate("() => { window.outcome = () => Promise.reject(new Error('away')); }")
+    tell(refresher, 1)
+    refresher.clock.run_for(60)
+    assert len(calls(refresher)) == 1
+    for seconds in (2, 4, 8):
+        refresher.clock.run_for(seconds * 1000 - 200)
+        assert calls(refresher) == []
+        refresher.clock.run_for(200)
+        assert calls(refresher) == [[[], True]]
+
+
+def test_a_failure_for_good_is_the_last_fetch(refresher: Page) -> None:
+    refresher.evaluate(
+        "() => { window.outcome = () => Promise.reject(Object.assign(new Error('no'), { final: true })); }"
+    )
+    tell(refresher, 1)
+    refresher.clock.run_for(60)
+    assert len(calls(refresher)) == 1
+    tell(refresher, 2)
+    refresher.clock.run_for(200_000)
+    assert calls(refresher) == []
+
+
+def test_a_hidden_page_keeps_no_endless_list(refresher: Page) -> None:
+    """After a thousand keys it is everything."""
+    refresher.evaluate("Object.defineProperty(document, 'hidden', { get: () => window.isHidden })")
+    refresher.evaluate("window.isHidden = true")
+    tell(refresher, *range(1002))
+    tell(refresher, 5)
+    refresher.clock.run_for(10_000)
+    assert calls(refresher) == []
+    refresher.evaluate("window.isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+    refresher.clock.run_for(60)
+    ((keys, everything),) = calls(refresher)
+    assert (len(keys) <= 1, everything) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("html", "edit", "edited"),
+    [
+        ("<input value=a>", "field.value = 'b'", True),
+        ("<input value=a>", "field.value = 'a'", False),
+        ("<input type=hidden value=a>", "field.value = 'b'", False),
+        ("<input type=checkbox checked>", "field.checked = false", True),
+        ("<input type=radio>", "", False),
+        ("<textarea>a</textarea>", "field.value = 'b'", True),
+        ("<select><option>a<option>b</select>", "", False),
+        ("<select><option>a<option>b</select>", "field.selectedIndex = 1", True),
+        ("<select><option>a<option selected>b</select>", "", False),
+        ("<select><option>a<option selected>b</select>", "field.selectedIndex = 0", True),
+        ("<select multiple><option>a<option>b</select>", "", False),
+        ("<select multiple><option>a<option selected>b</select>", "field.options[0].selected = true", True),
+        ("<select></select>", "", False),
+    ],
+)
+def test_whether_a_field_was_edited(refresher: Page, html: str, edit: str, edited: bool) -> None:
+    refresher.evaluate("html => { document.body.innerHTML = html; }", html)
+    field = refresher.locator("body > *").element_handle()
+    refresher.evaluate(f"field => {{ {edit}; }}", field)
+    assert refresher.evaluate("field => pgsignals.isEdited(field)", field) is edited

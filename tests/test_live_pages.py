@@ -216,6 +216,25 @@ def test_ten_thousand_rows_in_one_statement_are_one_refresh(visit: Any, sql: Any
     assert len([url for url in visitor.fetched if url.endswith(PARCELS)]) == 2
 
 
+def test_a_page_of_the_list_that_is_no_longer_there_says_so(visit: Any, sql: Any) -> None:
+    """And goes on when it is there again."""
+    page = visit().open(PARCELS + "?p=3")
+    sql.execute("DELETE FROM live_parcel WHERE name > 'parcel 030'")
+    expect(page.locator(".pg-note")).to_contain_text("no longer there")
+    sql.execute(
+        "INSERT INTO live_parcel (name, status, weight, owner) "
+        "SELECT 'q ' || n, 'here', 1, '' FROM generate_series(31, 60) AS n"
+    )
+    expect(page.locator("#result_list tbody tr").last).to_contain_text("q 60")
+    expect(page.locator(".pg-note")).to_be_hidden()
+
+
+def test_a_list_in_a_popup_is_left_alone(visit: Any, sql: Any) -> None:
+    """Django's script has bound its links to the window that opened it."""
+    page = visit().open(PARCELS + "?_popup=1", ready="#result_list")
+    assert page.locator(".pg-live").count() == 0
+
+
 def test_an_empty_list_fills_and_a_full_one_empties(visit: Any, sql: Any) -> None:
     """The empty one has neither a table nor actions; afterwards both work."""
     page = visit().open(PARCELS + "?status__exact=lost")
@@ -451,6 +470,10 @@ def test_a_fragment_is_fetched_anew_when_its_model_changes(visit: Any, sql: Any)
     expect(page.locator("#one")).to_have_text("parcel 001 weighs 7")
     expect(page.locator("#all li").first).to_have_text("parcel 001: gone")
     assert [url.removeprefix(visitor.place.address) for url in visitor.fetched] == ["/parcels/"]
+    assert page.locator("[data-pg-gone]").count() == 0
+    sql.execute("DELETE FROM live_parcel")
+    expect(page.locator("#all li")).to_have_count(0)
+    expect(page.locator("#one[data-pg-gone]")).to_have_text("parcel 001 weighs 7")
     assert page.evaluate("window.stillTheSame")
 
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.contrib.admin.options import IS_POPUP_VAR
 from django.core import checks
 from django.forms import Media
 from django.forms.widgets import Script
@@ -50,8 +51,10 @@ class LiveModelAdmin(_Base):
 
     def changelist_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """As Django's, and live."""
-        topics = [*self._own_topics(), *map(asked_topic, self.live_topics)]
-        return self._live(super().changelist_view(request, *args, **kwargs), topics)
+        response = super().changelist_view(request, *args, **kwargs)
+        if IS_POPUP_VAR in request.GET:
+            return response  # whose links are bound to the window that opened it
+        return self._live(response, [*self._own_topics(), *map(asked_topic, self.live_topics)])
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
         """As Django's; live where it is about an object that is there."""
@@ -127,6 +130,7 @@ def words() -> dict[str, str]:
         "refused": _("Not live: you may not listen here, or are no longer logged in."),
         "changed": _("The list has been refreshed; rows that changed: %d."),
         "waits": _("Rows that others have changed meanwhile: %d. The list is refreshed when you are done editing."),
+        "no_page": _("This page of the list is no longer there: rows have been deleted, or are other ones now."),
         "overtaken": _("Somebody else has just changed this object."),
         "reload": _("Reload to see it as it is now; what you have typed is lost."),
         "gone": _("This object is no longer there: somebody has just deleted it."),

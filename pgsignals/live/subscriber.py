@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -66,12 +67,15 @@ class Subscriber:
         self._heard: dict[str, dict[str, int]] = {}
         """By what is sent to a group: the number of each relay's last message."""
         self._watching: dict[str, groups.Told] = {}
-        self._checked = self._joined = time.monotonic()
-        self._checking = asyncio.Lock()
-        self._decoder: Decoder | None = None
         # Asked once: for each message to each client that would add up.
         self._recheck_after = access.recheck_after
         self._filters = access.filters()
+        self._checked = self._joined = time.monotonic()
+        self._checking = asyncio.Lock()
+        # Before a message has to wait for it; and those who came together are not all looked up together.
+        self._early = self._recheck_after * random.uniform(0.4, 0.8)  # noqa: S311 - no secret
+        self._foreseeing: asyncio.Task[None] | None = None
+        self._decoder: Decoder | None = None
 
     # What the client asks for.
 
@@ -114,8 +118,9 @@ class Subscriber:
         """Leave all groups."""
         for topic in list(self.topics):
             await self._leave(topic)
-        if self._reading is not None:
-            self._reading.cancel()
+        for task in (self._reading, self._foreseeing):
+            if task is not None:
+                task.cancel()
 
     async def _begin(self, topics: Sequence[str], since: Mapping[str, Any]) -> dict[str, resume.Missed | None]:
         """How far the client is from here on; and what it missed, of those topics that it has been at before."""
@@ -168,6 +173,8 @@ class Subscriber:
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read(), name="pgsignals-reading")
             return
+        if self._foreseeing is None and self._is_due(self._early):
+            self._foreseeing = asyncio.create_task(self._foresee(), name="pgsignals-recheck")
         try:
             if topics := self._heard_in(message):
                 self._put_event(message, topics)
@@ -300,10 +307,23 @@ class Subscriber:
 
     # Permissions are taken away, and sessions end, while a page stays open.
 
-    async def recheck(self) -> None:
-        """Raises django.db.Error where they cannot be looked up; then the next message tries again."""
+    async def _foresee(self) -> None:
+        try:
+            await self.recheck(self._early)
+        except DatabaseError as error:
+            logger.debug("Permissions cannot be looked up yet: %s", one_line(error))
+        except Exception:
+            logger.exception("Permissions could not be looked up early.")
+        finally:
+            self._foreseeing = None
+
+    async def recheck(self, after: float | None = None) -> None:
+        """Raises django.db.Error where they cannot be looked up; then the next message tries again.
+
+        after: seconds for which they are believed; as the access says, if not given.
+        """
         async with self._checking:
-            if not self._is_due():
+            if not self._is_due(after):
                 return
             user = await self._fresh()
             allowed = await self.allowed(user, list(self.topics))
@@ -315,8 +335,8 @@ class Subscriber:
                 self.outbox.put(Frame("refused", topic))
             await self._rejoin()
 
-    def _is_due(self) -> bool:
-        return time.monotonic() - self._checked >= self._recheck_after
+    def _is_due(self, after: float | None = None) -> bool:
+        return time.monotonic() - self._checked >= (self._recheck_after if after is None else after)
 
     async def _rejoin(self) -> None:
         if time.monotonic() - self._joined > REJOIN_AFTER:

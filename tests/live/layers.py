@@ -6,6 +6,7 @@ import os
 from .settings import *  # noqa: F403
 from .settings import DATABASES, INSTALLED_APPS
 
+PGSIGNALS: dict[str, object] = {}  # permissions are believed for as long as they usually are
 _said = os.environ.get("PGSIGNALS_TEST_LAYER")
 CHANNEL_LAYERS = {
     "default": json.loads(_said) if _said else {"BACKEND": "channels.layers.InMemoryChannelLayer"},

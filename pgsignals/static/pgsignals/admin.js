@@ -69,11 +69,6 @@
     });
   }
 
-  const isEdited = (field) =>
-    (field.options ? Array.from(field.options).some((one) => one.selected !== one.defaultSelected) : false) ||
-    ("checked" in field && field.checked !== field.defaultChecked) ||
-    ("defaultValue" in field && field.type !== "hidden" && field.value !== field.defaultValue);
-
   /* ---- The changelist. ---- */
 
   const TABLE = "#result_list";
@@ -109,7 +104,7 @@
 
   function isBusy() {
     const fields = Array.from(form.querySelectorAll(`${TABLE} tbody :is(input, select, textarea):not(.action-select)`));
-    return Boolean(document.querySelector(".errornote")) || fields.some((one) => one === document.activeElement || isEdited(one));
+    return Boolean(document.querySelector(".errornote")) || fields.some((one) => one === document.activeElement || pgsignals.isEdited(one));
   }
 
   function takeOver(row, fresh) {
@@ -222,7 +217,10 @@
     adopt();
     let waits = false;
     const news = pgsignals.refresher(async function (told) {
-      const page = await pgsignals.page(window.location.href).catch((error) => give_up(error, shown));
+      const page = await fetchList(shown);
+      if (page === null) {
+        return;
+      }
       waits = isBusy();
       if (waits) {
         holdBack(page, shown);
@@ -261,11 +259,19 @@
     }
   }
 
-  function give_up(error, shown) {
-    if (error.final) {
-      shown.show("refused");
+  async function fetchList(shown) {
+    try {
+      return await pgsignals.page(window.location.href);
+    } catch (error) {
+      if (error.redirected && new URL(error.redirected).pathname === window.location.pathname) {
+        note(words.no_page); // Django leads to the first page where there are fewer than there were
+        return null;
+      }
+      if (error.final) {
+        shown.show("refused");
+      }
+      throw error;
     }
-    throw error;
   }
 
   /* ---- The form of one object. ---- */

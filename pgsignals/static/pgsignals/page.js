@@ -5,14 +5,22 @@
    data-pg-fragment="name"                        besides, the element's content is fetched anew, from data-pg-url or
                                                   from the page's own address, where it must have the same name
 
-   The element has data-pg-state: connecting, live, lost, refused. Before its content is replaced it gets the event
+   The element has data-pg-state: connecting, live, lost, refused; and data-pg-gone where the page that was fetched has it
+   no more. Before its content is replaced it gets the event
    `pg:before-swap`, which may be prevented; afterwards `pg:swap`.
 */
 "use strict";
 
 (function () {
   const MARKED = "[data-pg-topics]";
-  const topicsOf = (element) => element.dataset.pgTopics.split(" ").filter(Boolean).map(decodeURIComponent);
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text; // written by hand
+    }
+  }
+  const topicsOf = (element) => element.dataset.pgTopics.split(" ").filter(Boolean).map(decoded);
   const urlOf = (element) => new URL(element.dataset.pgUrl || "", window.location.href.split("#")[0]).href;
   const fragments = () => document.querySelectorAll(MARKED + "[data-pg-fragment]");
   const refreshers = new Map(); // by the URL that fragments are fetched from
@@ -30,17 +38,14 @@
     }
   }
 
-  const isEdited = (field) =>
-    field === document.activeElement ||
-    (field.options ? Array.from(field.options).some((one) => one.selected !== one.defaultSelected) : false) ||
-    ("checked" in field && field.checked !== field.defaultChecked) ||
-    ("defaultValue" in field && field.value !== field.defaultValue);
+  const isInUse = (field) => field === document.activeElement || pgsignals.isEdited(field);
 
   function swap(element, fresh) {
-    if (element.innerHTML === fresh.innerHTML) {
+    element.toggleAttribute("data-pg-gone", fresh === null);
+    if (fresh === null || element.innerHTML === fresh.innerHTML) {
       return;
     }
-    if (Array.from(element.querySelectorAll("input:not([type=hidden]), select, textarea")).some(isEdited)) {
+    if (Array.from(element.querySelectorAll("input, select, textarea")).some(isInUse)) {
       element.dataset.pgWaits = ""; // until the visitor is done
       return;
     }
@@ -61,7 +66,7 @@
         const page = await pgsignals.page(url);
         for (const element of fragments()) {
           const named = `[data-pg-fragment="${CSS.escape(element.dataset.pgFragment)}"]`;
-          if (urlOf(element) === url && page.querySelector(named)) {
+          if (urlOf(element) === url) {
             swap(element, page.querySelector(named));
           }
         }

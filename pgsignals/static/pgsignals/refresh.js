@@ -88,12 +88,27 @@
     };
   }
 
+  /* Whether somebody has changed a field, and not sent it yet. */
+  function isEdited(field) {
+    if (field.type === "hidden") {
+      return false;
+    }
+    if (field.options) {
+      const options = Array.from(field.options);
+      const chosen = options.map((one) => one.defaultSelected).lastIndexOf(true);
+      return field.multiple
+        ? options.some((one) => one.selected !== one.defaultSelected)
+        : field.selectedIndex !== Math.max(chosen, Math.min(0, options.length - 1));
+    }
+    return /^(checkbox|radio)$/.test(field.type) ? field.checked !== field.defaultChecked : field.value !== field.defaultValue;
+  }
+
   /* A page of this site as a document. Rejects where the server does not give it; for good where it never will. */
   async function page(url) {
     const response = await fetch(url, { cache: "no-store", headers: { "X-Pgsignals": "refresh" } });
     if (!response.ok || response.redirected) {
       const error = new Error("the server answered " + (response.redirected ? "with another page" : response.status));
-      error.redirected = response.redirected;
+      error.redirected = response.redirected ? response.url : "";
       error.status = response.status;
       error.final = response.redirected || (response.status >= 400 && response.status < 500 && response.status !== 429);
       throw error;
@@ -101,5 +116,5 @@
     return new DOMParser().parseFromString(await response.text(), "text/html");
   }
 
-  Object.assign(window.pgsignals, { refresher: refresher, page: page });
+  Object.assign(window.pgsignals, { refresher: refresher, page: page, isEdited: isEdited });
 })();
