@@ -242,9 +242,11 @@ class Subscriber:
 
     async def recheck(self) -> None:
         """Raises django.db.Error where they cannot be looked up; then the next message tries again."""
+        if self._is_known():
+            return
         async with self._checking:
-            if time.monotonic() - self._checked < self._recheck_after:
-                return
+            if self._is_known():
+                return  # somebody else has asked meanwhile
             user = await self._fresh()
             allowed = await self.allowed(user, list(self.topics))
             self.user = user
@@ -254,6 +256,9 @@ class Subscriber:
                 self.outbox.forget(topic)
                 self.outbox.put(Frame("refused", topic))
             await self._rejoin()
+
+    def _is_known(self) -> bool:
+        return time.monotonic() - self._checked < self._recheck_after
 
     async def _rejoin(self) -> None:
         if time.monotonic() - self._joined > REJOIN_AFTER:
