@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pgsignals
+import pgsignals.durable
 
 ROOT = Path(pgsignals.__file__).parent
 
@@ -73,6 +74,17 @@ def test_the_reader_of_imports_sees_them() -> None:
     """Otherwise the test above would pass whatever the rooms do."""
     assert {"conf", "event", "sink", "wire"} <= rooms_used(ROOT / "listening" / "relay.py")
     assert {"listening", "receivers"} <= rooms_used(ROOT / "management" / "commands" / "listen.py")
+
+
+def test_the_modules_of_the_durable_part_stand_in_the_order_of_their_imports() -> None:
+    """Its docstring is the way through it: each module is named there, after those that it imports from."""
+    listed = [line.split()[0] for line in (pgsignals.durable.__doc__ or "").split("\n\n")[1].splitlines()]
+    there = {path.stem: path for path in FILES if room_of(path) == "durable"}
+    assert sorted(listed) == sorted(there.keys() - {"__init__"})
+    for place, module in enumerate(listed):
+        names = [name.split(".") for name in imported(there[module])]
+        used = {name[2] for name in names if name[:2] == ["pgsignals", "durable"] and len(name) > 2}
+        assert used <= set(listed[:place]), f"{module} reaches ahead"
 
 
 def test_only_one_module_reads_psycopgs_notifications() -> None:

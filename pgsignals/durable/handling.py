@@ -20,12 +20,8 @@ from .failures import Discard, Retry
 logger = logging.getLogger("pgsignals.durable")
 
 
-class Interrupted(Exception):
-    """The worker is to stop, or may not go on; the events before this one were handled."""
-
-
 class Handler:
-    """Calls the receivers of one group, in the thread that made it."""
+    """Calls the receivers of one group, in one thread."""
 
     def __init__(self, group: str, registry: Registry) -> None:
         self.group = group
@@ -81,7 +77,7 @@ class Handler:
         """
         failed: dict[int, tuple[PgEvent, BaseException | None]] = {}
         keys: set[Hashable] = set()
-        for receiver, its in self._wanted(events).items():
+        for receiver, its in self.lists(events).items():
             limit = conf.get().BATCH
             for start in range(0, len(its), limit):
                 free: list[PgEvent] = []
@@ -119,7 +115,7 @@ class Handler:
                 keys.add(key(event))
         return failed
 
-    def _wanted(self, events: Sequence[PgEvent]) -> dict[Receiver, list[PgEvent]]:
+    def lists(self, events: Sequence[PgEvent]) -> dict[Receiver, list[PgEvent]]:
         """The receivers that want lists, with the events of each."""
         wanted: dict[Receiver, list[PgEvent]] = {}
         for event in events:

@@ -132,6 +132,15 @@ def one(cursor: psycopg.Cursor[Any]) -> Any:
 Row = tuple[int, str, Any, str, str, str, str, int, str]
 """A LogRow, its slot, and its operation's code."""
 
+Key = tuple[str, str]
+"""A source and a key in it: what is ordered."""
+
+
+def key(row: Row) -> Key:
+    """Of a row."""
+    return row[3], row[4]
+
+
 _COLUMNS = "id, xid::text, at, source, key, head, body, slot, op"
 
 _READ = f"""

@@ -16,7 +16,8 @@ import psycopg
 from django.db import connection
 
 from pgsignals import PgEvent, Retry, on_pg_event
-from pgsignals.durable.worker import Worker
+from pgsignals.durable.atomic import AtomicGroup
+from pgsignals.durable.positions import Positions
 from tests.ledger.models import Account, Entry
 
 from .models import Seen
@@ -60,8 +61,8 @@ def _with_deaths(method: Callable[..., Any]) -> Callable[..., Any]:
     return deadly
 
 
-Worker._move = _with_deaths(Worker._move)  # type: ignore[method-assign]
-Worker._try_together = _with_deaths(Worker._try_together)  # type: ignore[method-assign]
+Positions.move = _with_deaths(Positions.move)  # type: ignore[method-assign]
+AtomicGroup._try_together = _with_deaths(AtomicGroup._try_together)  # type: ignore[method-assign]
 
 
 def _note(event: PgEvent, group: str) -> Seen:
