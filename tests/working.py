@@ -14,7 +14,7 @@ from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.receivers import registry
 from pgsignals.tables import DEAD, DELAYED, GROUP, LOG, PARKED, PARTITION, PROCESSED, WORKER
 
-WITHIN = 20.0
+WITHIN = 60.0
 
 
 def clear_log() -> None:
