@@ -1,7 +1,7 @@
 """Pages, WebSockets and the relay, in one process.
 
-`with_relay` is what makes a `listen` process unnecessary here: the relay runs beside the pages and feeds the layer in
-this process's memory. `receivers="all"`, because no other process would run the receivers.
+`with_relay` is what makes a `listen` process unnecessary for live pages: the relay runs beside them and feeds the layer
+in this process's memory. Receivers are called where `listen` runs, and here those with everywhere=True.
 """
 
 import os
@@ -19,10 +19,9 @@ from channels.security.websocket import AllowedHostsOriginValidator  # noqa: E40
 from django.urls import path  # noqa: E402
 
 from pgsignals.asgi import with_relay  # noqa: E402
+from pgsignals.live.consumer import PgEventConsumer  # noqa: E402
 
-from .flights.consumers import StaffConsumer  # noqa: E402
-
-sockets = URLRouter([path("events/", StaffConsumer.as_asgi())])
+sockets = URLRouter([path("ws/pg/", PgEventConsumer.as_asgi())])
 
 application = with_relay(
     ProtocolTypeRouter(
@@ -31,5 +30,4 @@ application = with_relay(
             "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(sockets)),
         }
     ),
-    receivers="all",
 )

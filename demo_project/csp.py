@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest, HttpResponse
+from django.utils.decorators import sync_and_async_middleware
 
 POLICY = "default-src 'self'"
 
 
-class ContentSecurityPolicyMiddleware:
-    """Send the policy with every page. Django 6.0 has a middleware of its own for this; 5.2 has none."""
+@sync_and_async_middleware
+def content_security_policy(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
+    """Send the policy with every page. Django 6.0 has a middleware of its own for this; 5.2 has none.
 
-    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
-        self.get_response = get_response
+    Of both kinds, because a middleware that is synchronous has a thread wait for what comes after it: one that waits
+    when the server ends would wait for ever.
+    """
+    if iscoroutinefunction(get_response):
 
-    def __call__(self, request: HttpRequest) -> HttpResponse:
-        response = self.get_response(request)
-        response.headers.setdefault("Content-Security-Policy", POLICY)
-        return response
+        async def awaited(request: HttpRequest) -> HttpResponse:
+            answer: Awaitable[HttpResponse] = get_response(request)
+            return _with_policy(await answer)
+
+        return awaited
+    return lambda request: _with_policy(get_response(request))
+
+
+def _with_policy(response: HttpResponse) -> HttpResponse:
+    response.headers.setdefault("Content-Security-Policy", POLICY)
+    return response

@@ -23,6 +23,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+from django.core.management.utils import get_random_secret_key
+
 PROJECT = Path(__file__).resolve().parent.parent
 PORT = "5432"
 """No port: the second half of the socket's name."""
@@ -106,6 +108,14 @@ class Server:
         # A server that a killed demo left behind is taken over as it is.
         if not is_running():
             self._run("pg_ctl", "-w", "-t", "60", "-l", str(self.data / "log"), "-o", self._options(), "start")
+
+    def secret(self) -> str:
+        """Signs the visitor's session, also for the next run: pages that are open then need not be opened again."""
+        kept = folder() / "secret"
+        if not kept.exists():
+            kept.touch(mode=0o600)
+            kept.write_text(get_random_secret_key())
+        return kept.read_text()
 
     def stop(self) -> None:
         """End it, with whoever is still connected: in seconds, and cleanly. Nothing happens where it is not ours."""

@@ -57,7 +57,7 @@ def _insist_on_running() -> None:
 DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", **_database()}}
 server.offer_psql()
 
-# Signs the sessions of one visitor of one run. A project's own key lives in its environment.
+# Signs the session of one visitor; `manage.py demo` puts in a key that it keeps. A project's own is in its environment.
 SECRET_KEY = os.environ.get("DJANGO_SECRET_KEY") or get_random_secret_key()
 DEBUG = False
 # These names only, so that no other site can reach the page through a name of its own that leads here.
@@ -79,7 +79,7 @@ INSTALLED_APPS = [
     "pgsignals",
 ]
 MIDDLEWARE = [
-    "demo_project.csp.ContentSecurityPolicyMiddleware",
+    "demo_project.csp.content_security_policy",
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -109,7 +109,13 @@ ASGI_APPLICATION = "demo_project.asgi.application"
 CHANNEL_LAYERS = {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}
 SILENCED_SYSTEM_CHECKS = ["pgsignals.W031"]  # which says just this
 
-PGSIGNALS: dict[str, object] = {}
+PGSIGNALS: dict[str, object] = {
+    "CHANNELS": ["flights_clock", "flights_worker"],
+    "LIVE_ACCESS": "demo_project.flights.access.StaffAccess",
+    # Seconds. The visitor who kills a worker wants to see its partitions taken over, and not to wait for that.
+    "LEASE": 3.0,
+    "LOG_KEEP": 3600.0,
+}
 
 LANGUAGE_CODE = "en-us"
 USE_TZ = True
@@ -125,6 +131,7 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "short"}},
     "loggers": {
         "pgsignals": {"handlers": ["console"], "level": "INFO", "propagate": False},
+        "django.request": {"handlers": ["console"], "level": "ERROR", "propagate": False},
         "flights": {"handlers": ["console"], "level": os.environ.get("FLIGHTS_LOG", "WARNING")},
     },
 }

@@ -25,6 +25,7 @@ from pgsignals.live.consumer import WINDOW, PgEventConsumer
 from pgsignals.live.topics import model_topic
 
 from .shop.models import Order
+from .waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -279,6 +280,7 @@ def test_while_permissions_cannot_be_looked_up_losses_and_gaps_pass_and_events_b
         await send(ORDER, 4, type="pg.gap", cause="c")
         assert (await communicator.receive_json_from(timeout=10))["type"] == "gap"
         await send(ORDER, 5)
+        await asyncio.to_thread(until, lambda: caplog.text.count("is kept back") == 2)
         await communicator.send_json_to({"ping": 1})
         assert await communicator.receive_json_from(timeout=10) == {"type": "pong"}
         broken.broken = False

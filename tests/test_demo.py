@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -16,8 +20,10 @@ import psycopg
 import pytest
 
 from demo_project.flights import day
+from demo_project.flights.clock import Clock
 
 from .browser import Demo, connect, environment, manage, own_database, url_of
+from .waiting import until
 
 NEW_YORK = ZoneInfo("America/New_York")
 
@@ -77,6 +83,71 @@ def test_every_flight_takes_as_long_as_flights_take() -> None:
         assert 0.4 + flight.distance / 620 < hours < 2.2 + flight.distance / 330, flight
 
 
+BEGIN = datetime(2013, 7, 10, 8, tzinfo=UTC)
+END = BEGIN + timedelta(hours=20)
+
+
+class Passing:
+    """Stands for the time module."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def passing(monkeypatch: pytest.MonkeyPatch) -> Passing:
+    """Time that passes when the test says so."""
+    time = Passing()
+    monkeypatch.setattr("demo_project.flights.clock.time", time)
+    return time
+
+
+def test_the_clock_runs_at_its_speed_and_stands_still_when_paused(passing: Passing) -> None:
+    """And a change of speed moves no hand."""
+    clock = Clock(BEGIN, END, 60)
+    passing.seconds = 10
+    assert clock.read().at == BEGIN + timedelta(minutes=10)
+    clock.pause()
+    passing.seconds = 100
+    assert clock.read().at == BEGIN + timedelta(minutes=10)
+    clock.run_at(600)
+    assert clock.read().at == BEGIN + timedelta(minutes=10)
+    clock.resume()
+    passing.seconds = 101
+    assert clock.read().at == BEGIN + timedelta(minutes=20)
+
+
+def test_the_clock_jumps_within_its_day_and_begins_again_after_its_end(passing: Passing) -> None:
+    """Who presses the button at midnight wants to see the day once more."""
+    clock = Clock(BEGIN, END, 60)
+    clock.jump(BEGIN + timedelta(hours=5))
+    assert clock.read().at == BEGIN + timedelta(hours=5)
+    clock.jump(END + timedelta(hours=5))
+    passing.seconds = 1000
+    assert clock.read().at == END
+    clock.resume()
+    assert clock.read().at == BEGIN
+    clock.jump(BEGIN - timedelta(hours=5))
+    assert clock.read().at == BEGIN
+
+
+@pytest.mark.parametrize("speed", [0, -1, 100_001, float("nan")])
+def test_the_clock_takes_no_speed_that_is_none(speed: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Clock(BEGIN, END).run_at(speed)
+
+
+def test_who_waits_for_the_clock_is_woken_when_it_is_touched() -> None:
+    """The replay writes at once, and not a beat later."""
+    clock = Clock(BEGIN, END, paused=True)
+    before = clock.read()
+    clock.jump(BEGIN + timedelta(hours=1))
+    assert clock.wait(60, before).at == BEGIN + timedelta(hours=1)
+
+
 @pytest.fixture(scope="module")
 def played() -> Iterator[psycopg.Connection]:
     """A database in which the whole day has been played as fast as it goes, twice."""
@@ -111,6 +182,95 @@ def test_the_replay_ends_where_the_real_day_did(played: psycopg.Connection) -> N
         assert outcome == [leg.departure_delay, leg.arrival_delay, leg.departure, leg.arrival], leg
 
 
+def test_the_clock_may_jump_and_the_day_is_written_up_to_there(played: psycopg.Connection) -> None:
+    """Forwards and back: what is in the database is what the files say of that moment, and what others cancelled."""
+    code = """
+from datetime import timedelta
+from demo_project.flights import replay
+from demo_project.flights.models import Flight, Status
+day = replay.Replay(replay.day_clock())
+begin, end = day.clock.begin, day.clock.end
+noon = begin + (end - begin) / 3
+day.write_up_to(noon)
+first = dict(Flight.objects.values_list("pk", "status"))
+doomed = Flight.objects.filter(status=Status.SCHEDULED, scheduled_departure__gt=noon).order_by("-pk")[0]
+Flight.objects.filter(pk=doomed.pk).update(status=Status.CANCELLED)
+day.write_up_to(end)
+print("ends", Flight.objects.filter(status__in=["scheduled", "delayed", "departed"]).count())
+print("stays", Flight.objects.get(pk=doomed.pk).status)
+day.write_up_to(noon)
+print("same", dict(Flight.objects.values_list("pk", "status")) == first, len(set(first.values())))
+"""
+    done = manage("shell", "-v0", "-c", code, env=environment(DATABASE_URL=url_of(str(played.info.dbname))))
+    assert done.stdout.splitlines() == ["ends 0", "stays cancelled", "same True 5"], done.stderr
+
+
+def test_only_who_may_change_flights_may_cause_writes(played: psycopg.Connection) -> None:
+    """Others see the pages; a question by GET, or one without the form's token, writes nothing."""
+    code = """
+import json
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+def who(name, *permissions):
+    user = User.objects.create_user(name, is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client(enforce_csrf_checks=name == "forged")
+    client.force_login(user)
+    return client
+def ask(client, path, data=None):
+    send = client.get(path, SERVER_NAME="localhost") if data is None else client.post(
+        path, data, content_type="application/json", SERVER_NAME="localhost")
+    return send.status_code
+look, change = who("look", "view_flight"), who("change", "view_flight", "change_flight")
+forged = who("forged", "view_flight", "change_flight")
+print("look", ask(look, "/"), ask(look, "/do/", {"deed": "delay"}), ask(look, "/clock/", {"paused": True}),
+      ask(look, "/durable/"), ask(look, "/durable/hotel/", {}), ask(look, "/journey/follow/", {}))
+print("change", ask(change, "/do/", {"deed": "delay"}), ask(change, "/do/"), ask(change, "/clock/", {"paused": True}),
+      ask(change, "/durable/hotel/", {}))
+print("nonsense", ask(change, "/do/", {"deed": "drop"}), ask(change, "/do/", {"deed": "run", "statement": 99}),
+      ask(change, "/do/", [1]), ask(change, "/do/", {"deed": "run", "statement": "x"}))
+print("forged", ask(forged, "/do/", {"deed": "delay"}))
+"""
+    done = manage("shell", "-v0", "-c", code, env=environment(DATABASE_URL=url_of(str(played.info.dbname))))
+    assert done.stdout.splitlines() == [
+        "look 200 403 403 403 403 403",
+        "change 200 405 409 403",
+        "nonsense 400 400 409 400",
+        "forged 403",
+    ], done.stderr
+
+
+def test_a_statement_that_changes_nothing_for_good_says_so(played: psycopg.Connection) -> None:
+    """What the page calls silent leaves every row as it was; the others do not."""
+    code = """
+from demo_project.flights import doing
+from demo_project.flights.models import Flight
+for number, statement in enumerate(doing.STATEMENTS):
+    Flight.objects.update(status="departed", departure_delay=20)
+    Flight.objects.filter(number__lt=500).update(status="delayed")
+    Flight.objects.filter(number__gt=2000).update(status="cancelled")
+    before = set(Flight.objects.values_list("pk", "status", "departure_delay"))
+    done = doing.do(lambda: doing.run(number))
+    changed = before != set(Flight.objects.values_list("pk", "status", "departure_delay"))
+    print(done.silent == (not changed), bool(done.keys))
+"""
+    done = manage("shell", "-v0", "-c", code, env=environment(DATABASE_URL=url_of(str(played.info.dbname))))
+    assert done.stdout.splitlines() == ["True True"] * 5, done.stderr
+
+
+def test_the_worker_ends_with_the_process_that_started_it(played: psycopg.Connection) -> None:
+    """However that ended: its end of the pipe is closed."""
+    env = environment(DATABASE_URL=url_of(str(played.info.dbname)))
+    command = [sys.executable, "-m", "demo_project.worker"]
+    with subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as it:
+        said, _nothing = it.communicate(timeout=30)
+    # As SIGTERM ends it: in order, or at once where it had not begun.
+    assert it.returncode in (0, -signal.SIGTERM), said.decode()
+    assert b"Traceback" not in said
+
+
 def test_the_visitor_comes_from_this_machine_or_logs_in(played: psycopg.Connection) -> None:
     """Loopback alone does not do: the process must be one that `manage.py demo` started."""
     code = """
@@ -137,14 +297,20 @@ def data() -> Iterator[Path]:
 
 
 def still_running(data: Path) -> list[str]:
-    """The command lines of processes that name a folder."""
+    """The command lines of processes that name a folder, or were started with its name."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if str(data) in line or str(data).encode() in (entry / "environ").read_bytes():
+                found.append(line)
         except OSError:  # it has just ended
             pass
-    return [line for line in found if str(data) in line]
+    return found
+
+
+def workers(data: Path) -> list[str]:
+    return [line for line in still_running(data) if "demo_project.worker" in line]
 
 
 def status_of(url: str, host: str) -> int:
@@ -189,6 +355,21 @@ def test_the_demo_starts_serves_and_ends_with_nothing_left_behind(data: Path) ->
     assert status == 0, demo.output
     assert "Traceback" not in demo.output
     assert "Loaded 1004 flights" in demo.output
+    assert still_running(data) == []
+
+
+def test_a_demo_that_is_killed_leaves_no_worker_and_the_next_one_ends_cleanly(data: Path) -> None:
+    """`kill -9` leaves PostgreSQL behind, which the next start takes over."""
+    env = environment(PGSIGNALS_DEMO_DATA=str(data))
+    demo = Demo("--speed", "0", env=env)
+    demo.url()
+    until(lambda: workers(data), len)
+    os.killpg(demo.process.pid, signal.SIGKILL)
+    demo.process.wait()
+    until(lambda: workers(data), lambda found: not found)
+    again = Demo("--speed", "0", env=env)
+    again.url()
+    assert again.interrupt() == 0, again.output
     assert still_running(data) == []
 
 

@@ -15,7 +15,7 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.test import AsyncClient, Client
 
-from pgsignals.live import sse, stream
+from pgsignals.live import hub, sse, stream
 from pgsignals.live.access import Access
 
 from .streaming import WITHIN, client, relay, write
@@ -117,15 +117,45 @@ def test_without_a_layer_an_iterator_says_so(ada: User, settings: Any) -> None:
     asyncio.run(main())
 
 
-def test_a_layer_that_fails_ends_the_iterator_and_not_in_silence(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(channel: str) -> Any:
-        raise ConnectionError("the layer is away")
+def test_a_layer_that_fails_is_said_and_tried_again(ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is left in silence, and nobody has to come back: who listens is told to fetch anew when it works."""
+    monkeypatch.setattr(hub, "FIRST_WAIT", 0.01)
 
     async def main() -> None:
-        monkeypatch.setattr(get_channel_layer(), "receive", broken)
-        async with client(ada, ORDER) as one:
-            with pytest.raises(ConnectionError, match="the layer is away"):
-                await one.until(lambda frame: False)
+        layer = get_channel_layer()
+        works, broken = layer.receive, asyncio.Event()
+
+        async def receive(channel: str) -> Any:
+            if not broken.is_set():
+                broken.set()
+                raise ConnectionError("the layer is away")
+            return await works(channel)
+
+        monkeypatch.setattr(layer, "receive", receive)
+        async with relay(), client(ada, ORDER) as one:
+            lost = await one.until(lambda frame: frame.type == "lost")
+            assert (lost.topic, lost.said["cause"]) == (ORDER, "the channel layer is out of reach")
+            assert (await one.until(lambda frame: frame.type == "gap")).topic == ORDER
+            await write(INSERT, 1)
+            assert (await one.event()).said["events"] == [["insert", 1, []]]
+
+    asyncio.run(main())
+
+
+def test_clients_of_one_process_are_one_member_of_a_group(ada: User) -> None:
+    """A layer hands out a message for each member; a thousand browsers must not cost it a thousand times."""
+
+    async def main() -> None:
+        groups = get_channel_layer().groups
+        async with relay(), client(ada, ORDER) as one:
+            await one.next()
+            async with client(ada, ORDER) as other:
+                await other.next()
+                assert [len(members) for members in groups.values()] == [1]
+                await write(INSERT, 1)
+                assert [(await each.event()).said["events"] for each in (one, other)] == [[["insert", 1, []]]] * 2
+            await write(INSERT, 2)
+            assert (await one.event()).said["events"] == [["insert", 2, []]]
 
     asyncio.run(main())
 

@@ -1,20 +1,18 @@
-"""Flights in the admin: a changelist that keeps itself up to date, and the dashboard beside it."""
+"""Flights in the admin: a changelist that keeps itself up to date."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin
-from django.urls import URLPattern, path
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from . import views
-from .models import Airline, Airport, Flight
+from pgsignals.live.admin import LiveModelAdmin
+
+from .models import Airline, Airport, Flight, Hotel
 
 
 @admin.register(Flight)
-class FlightAdmin(admin.ModelAdmin):
+class FlightAdmin(LiveModelAdmin, admin.ModelAdmin):
     list_display = ["code", "route", "airline", "scheduled_departure", "state", "delay"]
     list_filter = [
         "status",
@@ -43,18 +41,7 @@ class FlightAdmin(admin.ModelAdmin):
     def delay(self, flight: Flight) -> str | None:
         return None if flight.departure_delay is None else f"{flight.departure_delay:+d} min"
 
-    def get_urls(self) -> list[URLPattern]:
-        guard = self.admin_site.admin_view
-        return [
-            path("dashboard/", guard(views.dashboard), name="flights_dashboard"),
-            path("dashboard/numbers/", guard(views.dashboard_numbers), name="flights_numbers"),
-            *super().get_urls(),
-        ]
 
-    def changelist_view(self, request: Any, extra_context: Any = None) -> Any:
-        return super().changelist_view(request, {"topic": Flight._meta.label_lower, **(extra_context or {})})
-
-
-admin.site.register([Airline, Airport])
-admin.site.site_header = _("New York departures")
-admin.site.site_title = _("New York departures")
+admin.site.register([Airline, Airport, Hotel])
+admin.site.site_header = _("pgsignals")
+admin.site.site_title = _("pgsignals")

@@ -7,9 +7,10 @@ from django.contrib.auth.models import Permission
 from django.db import connection, transaction
 
 from . import day
-from .models import Airline, Airport, Flight
+from .models import Airline, Airport, Flight, Hotel
 
 VISITOR = "demo"
+HOTEL = "Runway Inn"
 _LOCK = 20130710
 """Number of the advisory lock that keeps two loads apart."""
 
@@ -51,10 +52,15 @@ def _flight(leg: day.Leg) -> Flight:
     )
 
 
+def open_hotel() -> None:
+    """The only hotel there is, with room for everybody again."""
+    Hotel.objects.update_or_create(name=HOTEL, defaults={"is_full": False})
+
+
 def make_visitor() -> None:
-    """A staff user who may see and change flights, and nothing else. It has no password, so nobody can guess it."""
+    """A staff user who may see and change flights and the log. It has no password, so nobody can guess it."""
     visitor, made = get_user_model().objects.get_or_create(username=VISITOR, defaults={"is_staff": True})
     if made:
         visitor.set_unusable_password()
         visitor.save(update_fields=["password"])
-    visitor.user_permissions.add(*Permission.objects.filter(content_type__app_label="flights"))
+    visitor.user_permissions.add(*Permission.objects.filter(content_type__app_label__in=["flights", "pgsignals"]))

@@ -85,6 +85,15 @@ class Flight(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["airline", "number", "scheduled_departure"], name="flight_once"),
             Notify(name="flight_events", fields=["status", "departure_delay"]),
+            # What must not be lost goes into the log as well: see the groups in receivers.py.
+            Notify(
+                name="flight_log",
+                on=["update"],
+                watch=["status"],
+                fields=["status", "airline"],
+                when=models.Q(status__in=[Status.ARRIVED, Status.CANCELLED]),
+                durable=True,
+            ),
         ]
 
     def __str__(self) -> str:
@@ -94,3 +103,47 @@ class Flight(models.Model):
     def code(self) -> str:
         """As on the board: `B6 486`."""
         return f"{self.airline_id} {self.number}"
+
+
+class Hotel(models.Model):
+    """Takes in the passengers of cancelled flights, unless it is full."""
+
+    name = models.CharField(_("name"), max_length=50, primary_key=True)
+    is_full = models.BooleanField(_("is full"), default=False)
+
+    class Meta:
+        verbose_name = _("hotel")
+        verbose_name_plural = _("hotels")
+        constraints = [Notify(name="hotel_events")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Booking(models.Model):
+    """Rooms for the passengers of one cancellation."""
+
+    event = models.BigIntegerField(_("event"), unique=True, help_text=_("Its number in the log"))
+    flight = models.ForeignKey(Flight, on_delete=models.CASCADE, verbose_name=_("flight"))
+    hotel = models.ForeignKey(Hotel, on_delete=models.CASCADE, verbose_name=_("hotel"))
+
+    class Meta:
+        verbose_name = _("booking")
+        verbose_name_plural = _("bookings")
+
+    def __str__(self) -> str:
+        return f"{self.flight_id}, {self.hotel_id}"
+
+
+class LandingFee(models.Model):
+    """What an airline owes for its landings."""
+
+    airline = models.OneToOneField(Airline, on_delete=models.CASCADE, primary_key=True, verbose_name=_("airline"))
+    landings = models.PositiveIntegerField(_("landings"), default=0)
+
+    class Meta:
+        verbose_name = _("landing fee")
+        verbose_name_plural = _("landing fees")
+
+    def __str__(self) -> str:
+        return f"{self.airline_id}: {self.landings}"

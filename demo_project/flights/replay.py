@@ -11,16 +11,19 @@ cancellation, between two hours and half an hour before.
 from __future__ import annotations
 
 import threading
-import time
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any
 
 from django.db import OperationalError, connection, transaction
+from django.db.models import Max
 
 from . import day
+from .clock import SPEED, Clock
 from .models import Flight, Status
 
 DELAYED = 15
@@ -31,6 +34,9 @@ BEAT = 0.25
 
 PAUSE = 1
 """Seconds before another attempt where the database was away."""
+
+HUSH = timedelta(minutes=5)
+"""Before the first happening, and after the last."""
 
 REST = 8
 """Seconds for which the finished day is left to be looked at, before the next begins."""
@@ -47,12 +53,11 @@ class Happening:
     """Minutes of departure delay, as known at that moment."""
 
 
-def happenings() -> list[Happening]:
+@cache
+def happenings() -> tuple[Happening, ...]:
     """The whole day, in order."""
-    return sorted(
-        (happening for leg in day.legs() for happening in _story(leg)),
-        key=lambda happening: happening.at,
-    )
+    found = (happening for leg in day.legs() for happening in _story(leg))
+    return tuple(sorted(found, key=lambda happening: happening.at))
 
 
 def _story(leg: day.Leg) -> Iterator[Happening]:
@@ -158,49 +163,65 @@ def _flights(last: dict[day.Leg, Happening]) -> list[tuple[Flight, Happening]]:
         return []
     by_key = {
         (flight.airline_id, flight.number, flight.scheduled_departure): flight
-        for flight in Flight.objects.filter(number__in=[leg.number for leg in last])
+        # What somebody else has cancelled neither leaves nor lands.
+        for flight in Flight.objects.filter(number__in=[leg.number for leg in last]).exclude(status=Status.CANCELLED)
     }
     keyed = ((by_key.get((leg.carrier, leg.number, leg.scheduled_departure)), last[leg]) for leg in last)
     return [(flight, happening) for flight, happening in keyed if flight is not None]
 
 
-class Replay(threading.Thread):
-    """Walks the day in real time, in a thread of its own.
+current: Replay | None = None
+"""The replay that runs in this process: only `manage.py demo` has one."""
 
-    speed: simulated minutes in a real minute. loop: begin again when the day is over.
+
+def now() -> datetime:
+    """What time it is in the day: by its clock, or else when something last happened."""
+    if current is not None:
+        return current.clock.read().at
+    latest = Flight.objects.aggregate(latest=Max("news_at"))["latest"]
+    return latest or happenings()[0].at - HUSH
+
+
+class Replay(threading.Thread):
+    """Writes the day by its clock, in a thread of its own.
+
+    clock: whose hands may be moved; the day is then written up to there, or anew.
+    loop: begin again when the day is over.
     report: is given a sentence where something goes wrong.
     """
 
-    def __init__(self, speed: float, *, loop: bool = False, report: Callable[[str], Any] = print) -> None:
+    def __init__(self, clock: Clock, *, loop: bool = False, report: Callable[[str], Any] = print) -> None:
         super().__init__(name="replay", daemon=True)
-        self.speed = speed
+        self.clock = clock
         self.loop = loop
         self.report = report
         self.stopping = threading.Event()
+        self.story = happenings()
+        self._written: int | None = None
+        """How much of the story is in the database; None where nobody knows."""
 
     def run(self) -> None:
-        """The day, or day after day, until stopped."""
+        """The day, until stopped. A clock that stands still from the start leaves the database as it is."""
+        reading = self.clock.read()
+        while reading.paused and not reading.set_at and not self.stopping.is_set():
+            reading = self.clock.wait(BEAT, reading)
         try:
             while not self.stopping.is_set():
-                self.insist(reset)
-                self.play(happenings())
-                if not self.loop or self.stopping.wait(REST):
-                    break
+                self.write_up_to(reading.at)
+                if self.loop and reading.at >= self.clock.end and not self.stopping.wait(REST):
+                    self.clock.jump(self.clock.begin)
+                reading = self.clock.wait(BEAT, reading)
         finally:
             connection.close()
 
-    def play(self, story: list[Happening]) -> None:
-        """Write each happening when its time has come."""
-        begin, started, position = story[0].at, time.monotonic(), 0
-        while position < len(story) and not self.stopping.wait(BEAT):
-            # Simulated minutes per real minute are simulated seconds per real second.
-            now = begin + timedelta(seconds=(time.monotonic() - started) * self.speed)
-            upto = position
-            while upto < len(story) and story[upto].at <= now:
-                upto += 1
-            if upto > position:
-                self.insist(write, story[position:upto])
-                position = upto
+    def write_up_to(self, now: datetime) -> None:
+        """Have the database say what had happened up to a moment."""
+        upto = bisect_right(self.story, now, key=lambda happening: happening.at)
+        if self._written is None or upto < self._written:
+            self.insist(anew, self.story[:upto])
+        elif upto > self._written:
+            self.insist(write, self.story[self._written : upto])
+        self._written = upto
 
     def insist(self, action: Callable[..., Any], *arguments: Any) -> None:
         """Do it, and again while the database is away: whoever restarts it in the middle of the day misses nothing."""
@@ -217,3 +238,16 @@ class Replay(threading.Thread):
         self.stopping.set()
         if self.is_alive():
             self.join(5)
+
+
+@transaction.atomic
+def anew(story: Sequence[Happening]) -> None:
+    """The day from its beginning, in one transaction: who looks sees what was, and then what is."""
+    reset()
+    write(story)
+
+
+def day_clock(speed: float = SPEED, *, paused: bool = False) -> Clock:
+    """A clock for the day: from its first happening to a while after its last."""
+    story = happenings()
+    return Clock(story[0].at - HUSH, story[-1].at + HUSH, speed, paused=paused)

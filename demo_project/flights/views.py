@@ -1,35 +1,56 @@
-"""The dashboard, its numbers, and the front door."""
+"""The pages, and the front door. What a visitor may do there is in acts.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from ipaddress import ip_address
 from typing import Any
 
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import get_user_model, login
+from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 
-from . import board
-from .models import Flight, Status
+from . import atlas, board, clock, doing, groups, replay
+from .models import Airline, Flight, Status
 
 MOST_CHANGED = 50
 """Keys that a page may ask the news of at once."""
 
+View = Callable[..., HttpResponse]
 
-@never_cache
+
+def for_staff(*permissions: str) -> Callable[[View], View]:
+    """Who may look at flights in the admin, and has these permissions, may see the page; nobody else."""
+
+    def decorate(view: View) -> View:
+        @wraps(view)
+        @never_cache
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+            if not request.user.is_authenticated:
+                return redirect_to_login(request.get_full_path(), settings.LOGIN_URL)
+            if not admin.site.has_permission(request) or not request.user.has_perms(
+                ["flights.view_flight", *permissions]
+            ):
+                raise PermissionDenied
+            return view(request, *args, **kwargs)
+
+        return guarded
+
+    return decorate
+
+
 def front(request: HttpRequest) -> HttpResponse:
-    """The dashboard. Who comes from this very machine, to a server that `manage.py demo` runs, is logged in."""
+    """The board. Who comes from this very machine, to a server that `manage.py demo` runs, is logged in."""
     if not request.user.is_authenticated and _is_visitor(request):
         login(request, get_user_model().objects.get(username=settings.DEMO_VISITOR))
-    if not request.user.is_authenticated:
-        return redirect(settings.LOGIN_URL)
-    return dashboard(request)
+    return show_board(request)
 
 
 def _is_visitor(request: HttpRequest) -> bool:
@@ -41,37 +62,56 @@ def _is_visitor(request: HttpRequest) -> bool:
         return False
 
 
-def dashboard(request: HttpRequest) -> HttpResponse:
+@for_staff()
+def show_board(request: HttpRequest) -> HttpResponse:
     """The page, with the numbers of this moment in it."""
-    _insist_on_permission(request)
-    return TemplateResponse(request, "flights/dashboard.html", _context(request))
-
-
-def _context(request: HttpRequest) -> dict[str, Any]:
     numbers = board.numbers()
-    return {
-        **admin.site.each_context(request),
+    part, _end = doing.part_of_day()
+    context = {
         "title": _("The board"),
-        "opts": Flight._meta,
         "numbers": numbers,
         "tiles": [(status.value, status.label, numbers["counts"][status.value]) for status in Status],
         "hours": board.wall(),
-        "is_nav_sidebar_enabled": False,  # a wall has no room for it
-        "topic": Flight._meta.label_lower,
+        "atlas": atlas,
+        "ways": board.ways(),
+        "minutes": doing.MINUTES,
+        "airlines": Airline.objects.order_by("name"),
+        "part_of_day": part,
+        "statements": doing.STATEMENTS,
     }
+    return _page(request, "board", context)
 
 
-def dashboard_numbers(request: HttpRequest) -> JsonResponse:
+@for_staff()
+def numbers(request: HttpRequest) -> HttpResponse:
     """The numbers alone. `?changed=5,7` asks for these flights' lines too."""
-    _insist_on_permission(request)
     return JsonResponse(board.numbers(_keys(request.GET.get("changed", ""))))
+
+
+@for_staff()
+def show_journey(request: HttpRequest) -> HttpResponse:
+    """One event, station by station."""
+    return _page(request, "journey", {"title": _("One event")})
+
+
+@for_staff("pgsignals.view_group", "pgsignals.view_deadletter")
+def show_durable(request: HttpRequest) -> HttpResponse:
+    """Groups, and what becomes of events that fail."""
+    return _page(request, "durable", {"title": _("Durable events"), **groups.status()})
+
+
+def _page(request: HttpRequest, name: str, context: dict[str, Any]) -> HttpResponse:
+    common = {
+        **admin.site.each_context(request),
+        "opts": Flight._meta,
+        "tab": name,
+        "replay": replay.current,
+        "clock": board.clock(),
+        "speeds": clock.SPEEDS,
+        "is_nav_sidebar_enabled": False,  # a wall has no room for it
+    }
+    return TemplateResponse(request, f"flights/{name}.html", {**common, **context})
 
 
 def _keys(text: str) -> list[int]:
     return [int(key) for key in text.split(",")[:MOST_CHANGED] if key.isascii() and key.isdigit() and len(key) < 19]
-
-
-def _insist_on_permission(request: HttpRequest) -> None:
-    """Who may look at flights in the admin may look at these pages, and nobody else."""
-    if not admin.site.has_permission(request) or not request.user.has_perm("flights.view_flight"):
-        raise PermissionDenied

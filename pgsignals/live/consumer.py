@@ -31,6 +31,7 @@ from django.db import Error as DatabaseError
 
 from .. import conf
 from .access import Door
+from .hub import hub_of
 from .origin import is_ours
 from .outbox import Flooded, Frame
 from .subscriber import MAX_TOPIC, Subscriber, say_unknown
@@ -78,7 +79,7 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             await self.close()
         else:
             self._by_session = await has_login(self.scope.get("session"))
-            self.subscriber = Subscriber(self, user, lambda: self._fresh_user(), self.channel_layer, self.channel_name)
+            self.subscriber = Subscriber(self, user, lambda: self._fresh_user(), hub_of(self.channel_layer))
             self.subscriber.outbox.give(WINDOW)
             self._sent = 0
             await self.accept()
@@ -142,18 +143,6 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
         logger.warning("A browser asks and does not read the answers; its WebSocket is closed.")
         await self.close(_POLICY)
 
-    # From the groups.
-
-    async def pg_event(self, message: dict[str, Any]) -> None:
-        """Rows changed, or messages were published."""
-        try:
-            await self.subscriber.hear(message)
-        except Flooded:
-            await self._throw_out()
-
-    pg_gap = pg_event
-    pg_lost = pg_event
-
     # To the browser.
 
     async def _pump(self) -> None:
@@ -161,6 +150,8 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             async for frame in self.subscriber.frames(HEARTBEAT):
                 if frame is not None:
                     await self._send(frame)
+        except Flooded:
+            await self._throw_out()
         except OSError:
             pass  # it is gone
         except Exception:

@@ -81,7 +81,7 @@ class PgEventStream(Door, View):
         return response
 
     async def _may_enter(self, user: Any, topics: list[str]) -> bool:
-        probe = Subscriber(self, user, lambda: user_anew(user), None, "")
+        probe = Subscriber(self, user, lambda: user_anew(user), None)
         return bool(await probe.allowed(user, topics))
 
     async def _events(self, request: HttpRequest, user: Any, fresh: Any, topics: list[str]) -> AsyncIterator[str]:

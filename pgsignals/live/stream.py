@@ -6,7 +6,6 @@ async for frame in stream(user, ["flights.flight", "channel:news"]):
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +16,7 @@ from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 
 from .. import conf
 from .access import Access, configured
+from .hub import hub_of
 from .outbox import Frame
 from .subscriber import Subscriber
 from .topics import asked_topic
@@ -62,24 +62,9 @@ async def listening(
     layer = get_channel_layer(alias)
     if layer is None:
         raise ImproperlyConfigured(f"settings.CHANNEL_LAYERS has no layer {alias!r}, so no event would ever arrive.")
-    channel = await layer.new_channel()
-    subscriber = Subscriber(access, user, fresh, layer, channel)
-    hearing = None
+    subscriber = Subscriber(access, user, fresh, hub_of(layer))
     try:
         await subscriber.subscribe(topics, since)
-        # Not before: what is missed comes before what is new.
-        hearing = asyncio.create_task(_hear(layer, channel, subscriber), name="pgsignals-stream")
         yield subscriber
     finally:
-        if hearing is not None:
-            hearing.cancel()
-            await asyncio.wait([hearing])
         await subscriber.close()
-
-
-async def _hear(layer: Any, channel: str, subscriber: Subscriber) -> None:
-    try:
-        while True:
-            await subscriber.hear(await layer.receive(channel))
-    except Exception as error:  # the layer's
-        subscriber.outbox.fail(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from ..decode import Decoder
 from ..event import PgEvent, together
 from . import groups, resume
 from .access import Access
-from .outbox import Frame, Outbox
+from .hub import Hub, Shared
+from .outbox import Flooded, Frame, Outbox
 from .topics import base_of, durable_group, group_of, is_channel, key_of, key_text
 
 logger = logging.getLogger("pgsignals.live")
@@ -29,6 +31,9 @@ MAX_TOPICS = 100
 
 MAX_TOPIC = 200
 """Characters of a topic."""
+
+MAX_INBOX = 100
+"""Messages of groups that wait while permissions are looked up."""
 
 REJOIN_AFTER = 3600.0
 """Seconds after which the layer is told again who listens; channels_redis forgets that after a day."""
@@ -42,20 +47,22 @@ _KEPT_BACK = "an event that was kept back"
 class Subscriber:
     """A client of one channel layer.
 
-    channel: the name under which the layer reaches it. fresh: gives the user anew, as it is now.
+    fresh: gives the user anew, as it is now. hub: of the layer; None for one that is only asked what it may.
     """
 
-    def __init__(
-        self, access: Access, user: Any, fresh: Callable[[], Awaitable[Any]], layer: Any, channel: str
-    ) -> None:
+    def __init__(self, access: Access, user: Any, fresh: Callable[[], Awaitable[Any]], hub: Hub | None) -> None:
         self.access = access
         self.user = user
         self.topics: dict[str, resume.Token | None] = {}
         """What it listens to, and how far it is in the log with it."""
         self.outbox = Outbox()
         self._fresh = fresh
-        self._layer = layer
-        self._channel = channel
+        self._hub = hub
+        self._inbox: deque[Shared] = deque()
+        """Messages that cannot be handled at once."""
+        self._in_order = asyncio.Lock()
+        """Held by who is not to be overtaken by a message."""
+        self._reading: asyncio.Task[None] | None = None
         self._heard: dict[str, dict[str, int]] = {}
         """By what is sent to a group: the number of each relay's last message."""
         self._watching: dict[str, groups.Told] = {}
@@ -73,7 +80,10 @@ class Subscriber:
 
         Raises django.db.Error where permissions cannot be looked up.
         """
-        since = since or {}
+        async with self._in_order:
+            return await self._subscribe(wanted, since or {})
+
+    async def _subscribe(self, wanted: Sequence[str], since: Mapping[str, Any]) -> list[str]:
         await self.recheck()
         room = max(MAX_TOPICS - len(self.topics), 0)
         new = [topic for topic in wanted if topic not in self.topics][:room]
@@ -104,6 +114,8 @@ class Subscriber:
         """Leave all groups."""
         for topic in list(self.topics):
             await self._leave(topic)
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def _begin(self, topics: Sequence[str], since: Mapping[str, Any]) -> dict[str, resume.Missed | None]:
         """How far the client is from here on; and what it missed, of those topics that it has been at before."""
@@ -127,7 +139,7 @@ class Subscriber:
             groups.watch().add(group, self._watching[topic])
         elif base_of(topic) not in self._heard:
             self._heard[base_of(topic)] = {}
-            await self._layer.group_add(group_of(topic), self._channel)
+            await self._its_hub.join(group_of(topic), self)
         self.topics[topic] = None
 
     async def _leave(self, topic: str) -> None:
@@ -136,24 +148,67 @@ class Subscriber:
             groups.watch().remove(self._watching.pop(topic))
         elif not self._listening(base := base_of(topic)):
             del self._heard[base]
-            await self._layer.group_discard(group_of(topic), self._channel)
+            await self._its_hub.leave(group_of(topic), self)
 
     def _listening(self, base: str) -> list[str]:
         return [topic for topic in self.topics if base_of(topic) == base]
 
+    @property
+    def _its_hub(self) -> Hub:
+        assert self._hub is not None  # noqa: S101
+        return self._hub
+
     # What is sent to its groups.
 
-    async def hear(self, message: Mapping[str, Any]) -> None:
-        """A group's message."""
-        kind, base = message["type"], message["topic"]
-        if not await self._may_hear(kind, base) or not (topics := self._listening(base)):
+    def take(self, message: Shared) -> None:
+        """A group's message, from the hub. At once where nothing has to be looked up; else in its turn."""
+        if self._inbox or self._in_order.locked() or self._is_due() or self._filters:
+            if len(self._inbox) < MAX_INBOX:  # beyond it is missed, and its number says so later
+                self._inbox.append(message)
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read(), name="pgsignals-reading")
             return
+        try:
+            if topics := self._heard_in(message):
+                self._put_event(message, topics)
+        except Flooded as error:
+            self.outbox.fail(error)
+
+    def tell(self, kind: str, cause: str) -> None:
+        """Of all topics of groups, that nothing comes (`lost`), or that something may have been missed (`gap`)."""
+        try:
+            self._tell_all(kind, [topic for topic in self.topics if topic not in self._watching], {"cause": cause})
+        except Flooded as error:
+            self.outbox.fail(error)
+
+    async def _read(self) -> None:
+        try:
+            async with self._in_order:
+                while self._inbox:
+                    await self._hear(self._inbox.popleft())
+        except Flooded as error:
+            self.outbox.fail(error)
+        except Exception:
+            logger.exception("A client's messages could not be read; it is told to fetch anew.")
+            self.tell("gap", "a failure")
+        finally:
+            self._reading = None
+
+    async def _hear(self, message: Shared) -> None:
+        if await self._may_hear(message["type"], message["topic"]) and (topics := self._heard_in(message)):
+            await self._tell_event(message, topics)
+
+    def _heard_in(self, message: Mapping[str, Any]) -> list[str]:
+        """Take note of a message. The topics with which its events are told; none where it has said all there is."""
+        kind, topics = message["type"], self._listening(message["topic"])
+        if not topics:
+            return []
         if self._follow(message) and kind != "pg.gap":
             self._tell_all("gap", topics, {"cause": "missed"})
         if kind == "pg.event":
-            await self._tell_event(message, topics)
-        else:
-            self._tell_all(kind.removeprefix("pg."), topics, {"cause": message["cause"]})
+            return topics
+        self._tell_all(kind.removeprefix("pg."), topics, {"cause": message["cause"]})
+        return []
 
     async def _may_hear(self, kind: str, base: str) -> bool:
         try:
@@ -188,15 +243,20 @@ class Subscriber:
         self.outbox.put(Frame("event", topic, {"status": status}))
 
     async def _tell_event(self, message: Mapping[str, Any], topics: Sequence[str]) -> None:
-        message = await self._filtered(message)
+        self._put_event(await self._filtered(message), topics)
+
+    def _put_event(self, message: Mapping[str, Any], topics: Sequence[str]) -> None:
         for topic in topics:
             token = self.topics.get(topic)
             if token is not None and "position" in message:
                 if token.is_beyond(message["position"]) and resume.kept(topic) == resume.ALL:
                     continue  # it has all of this already
                 token = self.topics[topic] = token.moved(message["position"])
-            if (said := _of_topic(message, topic)) is not None:
-                self.outbox.put(Frame("event", topic, said, _text(token) if "position" in message else None))
+                frame = _frame(message, topic, _text(token))
+            else:
+                frame = _same_frame(message, topic)
+            if frame is not None:
+                self.outbox.put(frame)
 
     async def _tell_missed(self, topic: str, missed: resume.Missed) -> None:
         self.topics[topic] = missed.token
@@ -242,11 +302,11 @@ class Subscriber:
 
     async def recheck(self) -> None:
         """Raises django.db.Error where they cannot be looked up; then the next message tries again."""
-        if self._is_known():
+        if not self._is_due():
             return
         async with self._checking:
-            if self._is_known():
-                return  # somebody else has asked meanwhile
+            if not self._is_due():
+                return
             user = await self._fresh()
             allowed = await self.allowed(user, list(self.topics))
             self.user = user
@@ -257,14 +317,14 @@ class Subscriber:
                 self.outbox.put(Frame("refused", topic))
             await self._rejoin()
 
-    def _is_known(self) -> bool:
-        return time.monotonic() - self._checked < self._recheck_after
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._checked >= self._recheck_after
 
     async def _rejoin(self) -> None:
         if time.monotonic() - self._joined > REJOIN_AFTER:
             self._joined = time.monotonic()
             for base in self._heard:
-                await self._layer.group_add(group_of(base), self._channel)
+                await self._its_hub.join(group_of(base), self)
 
     def is_done(self) -> bool:
         """Whether nothing is left that the user may hear of, and nothing that is yet to be said about that."""
@@ -312,6 +372,21 @@ _missed = database_sync_to_async(resume.missed)
 
 def _text(token: resume.Token | None) -> str | None:
     return None if token is None else token.text()
+
+
+def _same_frame(message: Mapping[str, Any], topic: str) -> Frame | None:
+    """The frame of a message, made once for all clients that share it."""
+    if not isinstance(message, Shared):
+        return _frame(message, topic, None)
+    if topic not in message.made:
+        message.made[topic] = _frame(message, topic, None)
+    frame: Frame | None = message.made[topic]
+    return frame
+
+
+def _frame(message: Mapping[str, Any], topic: str, id: str | None) -> Frame | None:  # noqa: A002
+    said = _of_topic(message, topic)
+    return None if said is None else Frame("event", topic, said, id)
 
 
 def _of_topic(message: Mapping[str, Any], topic: str) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from ..settings import INSTALLED_APPS, MIDDLEWARE
 
 INSTALLED_APPS = [*INSTALLED_APPS, "django.contrib.staticfiles", "tests.live"]
 MIDDLEWARE = [
-    "demo_project.csp.ContentSecurityPolicyMiddleware",
+    "demo_project.csp.content_security_policy",
     *MIDDLEWARE[:1],
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from argparse import ArgumentParser
@@ -21,6 +22,7 @@ LOOPBACK = "127.0.0.1"
 PORT = 8000
 SPEED = 300.0
 """Simulated minutes in a real minute: the day, to the landing of its last flight, in six."""
+FASTEST = 100_000
 
 
 class Command(BaseCommand):
@@ -35,8 +37,9 @@ class Command(BaseCommand):
         parser.add_argument("--loop", action="store_true", help="begin the day again when it is over")
 
     def handle(self, *args: Any, speed: float, port: int | None, loop: bool, **options: Any) -> None:
-        if not 0 <= speed <= 100_000:
-            raise CommandError(_("--speed is %(speed)s, and must be from 0 (no replay) to 100000.") % {"speed": speed})
+        if not 0 <= speed <= FASTEST:
+            said = {"speed": speed, "fastest": FASTEST}
+            raise CommandError(_("--speed is %(speed)s, and must be from 0 (paused) to %(fastest)d.") % said)
         self.verbosity = options["verbosity"]
         port = _port(port)
         with _until_interrupted(), self._database():
@@ -56,6 +59,8 @@ class Command(BaseCommand):
         try:
             ours.start()
             self._say(_("PostgreSQL runs, with its data in %(folder)s.") % {"folder": server.folder()}, level=2)
+            if "DJANGO_SECRET_KEY" not in os.environ:
+                settings.SECRET_KEY = ours.secret()
             yield
         except server.ServerError as error:
             raise CommandError(str(error)) from None
@@ -73,6 +78,7 @@ class Command(BaseCommand):
             raise CommandError(_("The database cannot be used: %(error)s") % {"error": str(error).strip()}) from None
         if added := loading.load():
             self._say(_("Loaded %(count)d flights.") % {"count": added})
+        loading.open_hotel()
         loading.make_visitor()
         # For this process only: whoever serves the project otherwise logs nobody in.
         settings.DEMO_VISITOR = loading.VISITOR
@@ -81,15 +87,18 @@ class Command(BaseCommand):
     def _serve(self, speed: float, port: int, loop: bool) -> None:
         from daphne.server import Server
 
+        from demo_project import worker
         from demo_project.asgi import application
-        from demo_project.flights.replay import Replay
+        from demo_project.flights import replay
 
-        replay = Replay(speed, loop=loop, report=lambda text: self.stderr.write(text))
+        clock = replay.day_clock(speed or SPEED, paused=not speed)
+        replay.current = replay.Replay(clock, loop=loop, report=lambda text: self.stderr.write(text))
+        worker.current = worker.Worker()
 
         def announce() -> None:
             self._announce(port)
-            if speed:
-                replay.start()
+            replay.current.start()
+            worker.current.start()
 
         def ready() -> None:
             # Daphne calls this inside a Deferred, before the reactor takes the signals over. An interrupt that came
@@ -115,7 +124,8 @@ class Command(BaseCommand):
         finally:
             with _undisturbed():
                 self._say(_("Ending ..."))
-                replay.stop()
+                replay.current.stop()
+                worker.current.stop()
 
     def _announce(self, port: int) -> None:
         self._say("")
@@ -130,7 +140,7 @@ class Command(BaseCommand):
 
 
 def _speed_help() -> str:
-    return f"simulated minutes in a real minute; {SPEED:.0f} by default, 0 shows the board without replaying the day"
+    return f"simulated minutes in a real minute; {SPEED:.0f} by default, with 0 its clock is paused"
 
 
 def _port(asked: int | None) -> int:

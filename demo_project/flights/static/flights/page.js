@@ -1,82 +1,100 @@
-/* What both live pages do: show the connection's state, and fetch anew when something happened, but not too often.
-
-     flights.keepFresh(function refresh(news) { return a promise; });
-
-   news.changed: Map of key -> operation since the last call; news.everything: true where these may not be all.
-*/
+/* What the pages have in common: the sign of the connection, when what was heard of stood on the screen, and how to ask
+   the server. That events come at all is pgsignals' doing: they are DOM events on the body. */
 "use strict";
 
-(function () {
-  const PAUSE = 250; // milliseconds between two fetches: four a second are as live as an eye can tell
-  const RETRY = 2000; // milliseconds after a fetch that failed
+window.flights = (function () {
+  const FLIGHT = "pg:flights.flight";
+  const REMEMBER = 15000; // milliseconds for which arrivals are remembered
+  const sign = document.getElementById("live");
 
+  // Milliseconds since 1970, finer than Date.now().
+  const now = () => performance.timeOrigin + performance.now();
+
+  // The moment when the browser has painted what the document says now.
+  function painted() {
+    return new Promise(function (resolve) {
+      requestAnimationFrame(function () {
+        const channel = new MessageChannel();
+        channel.port1.onmessage = () => resolve(now());
+        channel.port2.postMessage(null);
+      });
+    });
+  }
+
+  document.body.addEventListener("pg:state", function (event) {
+    sign.dataset.state = event.detail.state;
+    sign.querySelector(".live-text").textContent = sign.dataset[event.detail.state];
+  });
+
+  // What was heard of flights: {at, keys (null where all may have changed), message, painted (a promise of the moment)}.
+  const arrivals = [];
+  const waiting = []; // what is to be told when something arrives
+
+  function arrive(message) {
+    const keys = message.refetch ? null : new Set(message.events.map((event) => event[1]));
+    const arrival = { at: now(), keys, message };
+    arrival.painted = new Promise((resolve) => (arrival.resolve = resolve));
+    arrivals.push(arrival);
+    while (arrivals[0].at < arrival.at - REMEMBER) {
+      arrivals.shift();
+    }
+    waiting.splice(0).forEach((tell) => tell());
+    return arrival;
+  }
+
+  // The arrival with which the last of these keys was heard of, of those since a moment; null after `within` ms.
+  async function heardOf(keys, since, within) {
+    const deadline = now() + within;
+    for (;;) {
+      const missing = new Set(keys);
+      for (const arrival of arrivals.filter((one) => one.at >= since)) {
+        (arrival.keys || keys).forEach((key) => missing.delete(key));
+        if (missing.size === 0) {
+          return arrival;
+        }
+      }
+      if (now() >= deadline) {
+        return null;
+      }
+      await new Promise(function (resolve) {
+        waiting.push(resolve);
+        window.setTimeout(resolve, deadline - now());
+      });
+    }
+  }
+
+  // Calls refresh(keys, everything) when flights have changed, and notes when that stood on the screen.
   function keepFresh(refresh) {
-    const sign = document.getElementById("live");
-    let changed = new Map();
-    let everything = false;
-    let timer = null;
-    let busy = false;
-
-    function ask(delay) {
-      if (timer === null && !busy) {
-        timer = window.setTimeout(run, delay);
-      }
-    }
-
-    async function run() {
-      const news = { changed: changed, everything: everything };
-      changed = new Map();
-      everything = false;
-      timer = null;
-      busy = true;
-      let delay = PAUSE;
+    let unpainted = [];
+    const news = pgsignals.refresher(async function (told) {
+      const shows = unpainted;
+      unpainted = [];
       try {
-        await refresh(news);
+        await refresh(Array.from(told.keys.keys()), told.everything);
       } catch (error) {
-        console.info("The page could not be refreshed, and tries again: " + error.message);
-        everything = true;
-        delay = RETRY;
+        unpainted = shows.concat(unpainted);
+        throw error;
       }
-      busy = false;
-      if (everything || changed.size) {
-        ask(delay);
+      painted().then((at) => shows.forEach((arrival) => arrival.resolve(at)));
+    });
+    document.body.addEventListener(FLIGHT, function (event) {
+      unpainted.push(arrive(event.detail));
+      news.tell(event.detail);
+    });
+    document.body.addEventListener("pg:state", function (event) {
+      if (event.detail.state === "live") {
+        news.all(); // what happened since the page was made is in no event
       }
-    }
-
-    function all() {
-      everything = true;
-      ask(0);
-    }
-
-    pgsignals.connect(sign.dataset.events, [sign.dataset.topic], {
-      onEvent(message) {
-        everything = everything || message.refetch;
-        for (const [operation, key] of message.events) {
-          changed.set(key, operation);
-        }
-        ask(0);
-      },
-      onGap: all,
-      onState(state) {
-        sign.dataset.state = state;
-        sign.querySelector(".live-text").textContent = sign.dataset[state];
-        // What happened between the page's making and its first listening is in no event.
-        if (state === "live") {
-          all();
-        }
-      },
     });
   }
 
   // The CSS animates what is marked; the mark goes with the animation, so that the next change shows too.
   function mark(element) {
     element.classList.remove("changed");
-    void element.offsetWidth;
+    void element.getBoundingClientRect();
     element.classList.add("changed");
   }
-  document.addEventListener("animationend", function (event) {
-    event.target.classList.remove("changed");
-  });
+  document.addEventListener("animationend", (event) => event.target.classList.remove("changed"));
 
   async function get(url) {
     const response = await fetch(url, { cache: "no-store" });
@@ -86,5 +104,35 @@
     return response;
   }
 
-  window.flights = { keepFresh: keepFresh, mark: mark, get: get };
+  // Sends JSON and gets JSON; what the server refuses is an error with its words.
+  async function post(url, data) {
+    const token = document.querySelector("input[name=csrfmiddlewaretoken]").value;
+    const headers = { "Content-Type": "application/json", "X-CSRFToken": token };
+    const response = await fetch(url, { method: "POST", headers, body: JSON.stringify(data) });
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok || answer.refused) {
+      throw new Error(answer.refused || "the server answered " + response.status);
+    }
+    return answer;
+  }
+
+  // How far this browser's clock is from the server's, and within how many milliseconds that is certain: of several
+  // questions the one that was answered first leaves the least room.
+  async function compareClocks(url) {
+    let best = { offset: 0, within: Infinity };
+    for (let round = 0; round < 8; round += 1) {
+      const asked = now();
+      const theirs = Number(await (await get(url)).text());
+      const answered = now();
+      const within = (answered - asked) / 2;
+      if (within < best.within) {
+        best = { offset: theirs - (asked + answered) / 2, within };
+      }
+    }
+    return best;
+  }
+
+  const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+  return { keepFresh, mark, get, post, now, painted, heardOf, compareClocks, still };
 })();
