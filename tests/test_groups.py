@@ -10,6 +10,7 @@ import pytest
 from django.db import transaction
 
 from pgsignals import PgEvent, on_pg_event, publish
+from pgsignals.durable import groups
 from pgsignals.durable.failures import Discard, Retry
 from pgsignals.models import DeadLetter, LogEntry, ParkedEvent, Partition
 from pgsignals.signals import event_dead
@@ -104,6 +105,25 @@ def test_several_workers_share_a_group() -> None:
         seen = box.wait(200)
     assert len({pk for pk, _ in seen}) == 200
     assert len({thread for _, thread in seen}) == 2
+
+
+def test_leases_are_renewed_while_a_position_moves() -> None:
+    """Neither waits for the other for ever, in whatever order the partitions' rows are locked."""
+    with connect() as pulse, connect() as worker, connect() as other:
+        groups.register(pulse, "billing", 2, False, "now")
+        first, last = groups.acquire(pulse, "me", "billing", 2, 60.0)
+        renewed: list[set[int]] = []
+        renewal = threading.Thread(target=lambda: renewed.append(groups.renew(pulse, [first, last], 60.0)))
+        waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+        with worker.transaction():
+            worker.execute(groups.SAFELY, groups.movement([last], last.position))
+            renewal.start()
+            until(
+                lambda: other.execute(waits, [pulse.info.backend_pid]).fetchone() == (True,), "a lock to be waited for"
+            )
+            worker.execute(groups.SAFELY, groups.movement([first], first.position))
+        renewal.join()
+    assert renewed == [{first.id, last.id}]
 
 
 def test_an_event_that_fails_is_tried_again_and_blocks_its_key_only() -> None:

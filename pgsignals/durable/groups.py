@@ -145,14 +145,24 @@ def _mine(leases: Sequence[Lease]) -> dict[str, Any]:
     return {"ids": [lease.id for lease in leases], "epochs": [lease.epoch for lease in leases]}
 
 
-def renew(connection: psycopg.Connection[Any], leases: Sequence[Lease], lease: float) -> set[int]:
+_RENEW = f"""
+UPDATE {PARTITION} SET leased_until = clock_timestamp() + %(lease)s * interval '1 second'
+WHERE id IN (SELECT id FROM {PARTITION} WHERE {_MINE} AND owner IS NOT NULL FOR NO KEY UPDATE {{locked}})
+RETURNING id
+"""
+_RENEW_FREE = _RENEW.format(locked="SKIP LOCKED")
+_RENEW_ONE = _RENEW.format(locked="")
+
+
+def renew(connection: psycopg.Connection[Any], leases: Sequence[Lease], seconds: float) -> set[int]:
     """Prolong leases. Returns the ids of those that are this worker's still."""
-    rows = connection.execute(
-        f"UPDATE {PARTITION} SET leased_until = clock_timestamp() + %(lease)s * interval '1 second' "
-        f"WHERE {_MINE} AND owner IS NOT NULL RETURNING id",
-        {**_mine(leases), "lease": lease},
-    ).fetchall()
-    return {row[0] for row in rows}
+    given = {**_mine(leases), "lease": seconds}
+    still = {row[0] for row in connection.execute(_RENEW_FREE, given).fetchall()}
+    # The worker may be moving them on: whoever waits for one and has another locked can wait for ever.
+    for left in [lease for lease in leases if lease.id not in still]:
+        given = {**_mine([left]), "lease": seconds}
+        still |= {row[0] for row in connection.execute(_RENEW_ONE, given).fetchall()}
+    return still
 
 
 def abandon(connection: psycopg.Connection[Any], worker: str) -> None:
