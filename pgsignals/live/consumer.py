@@ -159,10 +159,10 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             await self.close(_TRY_AGAIN)
 
     async def _send(self, frame: Frame) -> None:
-        await self.send(text_data=frame.text())
+        await self.send(text_data=frame.text)
         self._sent += 1
         if self._sent % ASK_EVERY == 0:
-            await self.send(text_data=Frame("ack", None, {"number": self._sent}).text())
+            await self.send(text_data=Frame("ack", None, {"number": self._sent}).text)
 
 
 _admits = database_sync_to_async(Door.admits_safely)

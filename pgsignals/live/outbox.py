@@ -10,13 +10,13 @@ import asyncio
 import json
 import math
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 LIMIT = 64
 """Events that may wait for one client."""
 
-MAX_BYTES = 256_000
+MAX_BYTES = 128_000
 """Bytes of what waits for one client, roughly."""
 
 MAX_ANSWERS = 100
@@ -26,28 +26,41 @@ SLOW = "too slow"
 """The cause of the gap where something was dropped."""
 
 
-@dataclass(frozen=True, slots=True)
 class Frame:
-    """Something that a client is told."""
+    """Something that a client is told. Kept as the text that is sent: hundreds of clients may be slow at once.
 
-    type: str
-    """`subscribed`, `event`, `gap`, `lost`, `refused`; on WebSockets also `error`, `pong` and `ack`."""
-    topic: str | None = None
-    said: dict[str, Any] = field(default_factory=dict)
-    id: str | None = None
-    """How far the client is with the topic after this: what it says when it comes back."""
-    _text: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    type: `subscribed`, `event`, `gap`, `lost`, `refused`; on WebSockets also `error`, `pong` and `ack`.
+    id: how far the client is with the topic after this: what it says when it comes back.
+    """
+
+    __slots__ = ("id", "text", "topic", "type")
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - as clients call it
+        topic: str | None = None,
+        said: Mapping[str, Any] | None = None,
+        id: str | None = None,  # noqa: A002
+    ) -> None:
+        self.type = type
+        self.topic = topic
+        self.id = id
+        about = {} if topic is None else {"topic": topic}
+        known = {} if id is None else {"id": id}
+        self.text = json.dumps({"type": type, **about, **(said or {}), **known})
+        """As JSON, in one line."""
 
     def as_dict(self) -> dict[str, Any]:
         """As clients get it."""
-        about = {} if self.topic is None else {"topic": self.topic}
-        return {"type": self.type, **about, **self.said, **({} if self.id is None else {"id": self.id})}
+        return dict(json.loads(self.text))
 
-    def text(self) -> str:
-        """As JSON, in one line; made once."""
-        if not self._text:
-            self._text.append(json.dumps(self.as_dict()))
-        return self._text[0]
+    @property
+    def said(self) -> dict[str, Any]:
+        """What it says besides type, topic and id."""
+        return {name: value for name, value in self.as_dict().items() if name not in ("type", "topic", "id")}
+
+    def __repr__(self) -> str:
+        return f"<Frame {self.text}>"
 
 
 class Flooded(Exception):
@@ -81,7 +94,7 @@ class Outbox:
     def _put_event(self, frame: Frame) -> None:
         if frame.topic in self._missed:
             return
-        size = len(frame.text())
+        size = len(frame.text)
         if len(self._waiting) >= LIMIT or self._size + size > MAX_BYTES:
             self._miss(frame.topic)
             for one in [one for one, _ in self._waiting if one.type == "event"]:

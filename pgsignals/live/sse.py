@@ -104,11 +104,12 @@ class PgEventStream(Door, View):
 def _written(frame: Frame | None, ids: dict[str, str]) -> str:
     if frame is None:
         return ": still there\n\n"
-    ids.update(frame.said.get("ids", {}))
+    if frame.type == "subscribed":
+        ids.update(frame.said["ids"])
     if frame.id is not None and frame.topic is not None:
         ids[frame.topic] = frame.id
     name = "" if frame.type == "event" else f"event: {frame.type}\n"
-    return f"id: {resume.bundle(ids)}\n{name}data: {frame.text()}\n\n"
+    return f"id: {resume.bundle(ids)}\n{name}data: {frame.text}\n\n"
 
 
 def _from_elsewhere(request: HttpRequest) -> bool:

@@ -322,9 +322,11 @@ class Subscriber:
 
         after: seconds for which they are believed; as the access says, if not given.
         """
+        if not self._is_due(after):
+            return
         async with self._checking:
             if not self._is_due(after):
-                return
+                return  # somebody else has asked meanwhile
             user = await self._fresh()
             allowed = await self.allowed(user, list(self.topics))
             self.user = user
