@@ -23,6 +23,7 @@ from demo_project.flights import day
 from demo_project.flights.clock import Clock
 
 from .browser import Demo, connect, environment, manage, own_database, url_of
+from .servers import Process
 from .waiting import until
 
 NEW_YORK = ZoneInfo("America/New_York")
@@ -367,6 +368,7 @@ def test_a_demo_that_is_killed_leaves_no_worker_and_the_next_one_ends_cleanly(da
     os.killpg(demo.process.pid, signal.SIGKILL)
     demo.process.wait()
     until(lambda: workers(data), lambda found: not found)
+    Process.close(demo)
     again = Demo("--speed", "0", env=env)
     again.url()
     assert again.interrupt() == 0, again.output

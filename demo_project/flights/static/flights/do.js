@@ -42,7 +42,7 @@
     }
     const painted = (await arrival.painted) - commit;
     panel.dataset.latency = String(painted);
-    const about = words.heard + " " + milliseconds(arrival.at - commit) + ", ±" + clocks.within.toFixed(1) + " ms";
+    const about = words.heard + " " + milliseconds(arrival.at - commit) + ", ±" + Math.ceil(clocks.within) + " ms";
     say(done, milliseconds(painted), words.painted + " · " + rows + ", " + about);
   }
 
