@@ -1,8 +1,8 @@
 """The queues that `benchmarks/log.py` compares the log with: each as its own documentation shows it.
 
 procrastinate: an app with a PsycopgConnector, jobs deferred in bulk; a worker as it comes, which does one job at a
-time, and one that does ten at a time. PgQueuer: with asyncpg, which it recommends, where that is installed, otherwise with
-psycopg; in uvloop, as its command line runs it; batches of 10, its default, and of 100, because it says to raise that
+time, and one that does ten at a time. PgQueuer: with asyncpg, which it recommends, where that is installed, otherwise
+with psycopg; in uvloop, as its command line runs it; batches of 10, its default, and of 100, because it says to raise that
 for short jobs. django-pgpubsub: a channel with `lock_notifications` on an insert trigger, and its `listen` with
 `recover`, which begins with the stored notifications.
 
