@@ -3,52 +3,88 @@
     python benchmarks/log.py [--postgres BIN_DIR] [--events 1000000] [--quick] [--check]
                              [--only rate,reading,latency,writers]
 
-Rate: one worker handles a backlog of so many events; the ceiling is a bare reader in Python that fetches by the
-difference of snapshots in pieces of 2,000 and commits its position, calling nothing. Once more with a transaction open
-that has written an event. Reading: 100 new rows in a log of millions, a long transaction open. Latency: from a single
-commit until the receiver has it; the disk is waited for. Writers: pgbench inserts single rows, with no trigger and with
-a durable declaration, for each wake-up policy, with nobody, one group and five groups at work.
+Rate: one worker drains a backlog of so many events (the table says of how many where an ORM insert is made for each);
+a rate is that of the last nine tenths. The ceiling is a bare reader in Python that fetches by the difference of
+snapshots in pieces of 2,000 and commits its position, calling nothing. Once more with a transaction open that has
+written an event. Reading: 100 new rows in a log of millions, a long transaction open. Latency: from the moment at which
+the writer of a single commit knows that it is on disk until the receiver has it. Writers: log_writers.py.
+
+Beside it stand procrastinate, PgQueuer and django-pgpubsub's stored notifications, as log_peers.py runs them. Variants
+take turns, each turn begins with another one, and a ratio is the median, over all turns, of the ratios to the ceiling,
+or to no trigger, in the same turn. What fails is said, and left out.
 
 The output is Markdown, and ends with the bars that pgsignals sets itself; with --check a failed bar is exit code 1.
+What goes on meanwhile is told on standard error. It takes some 25 minutes, with --quick 4.
+
+For the comparison: pip install procrastinate pgqueuer asyncpg django-pgpubsub. What is missing is left out, aloud.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
-import re
 import statistics
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.log_peers import Peer, peers, queues  # noqa: E402
+from benchmarks.log_writers import Writers  # noqa: E402
+from benchmarks.relay import Failed, Figures, rounds_of, say  # noqa: E402
+
 OPTIONS = "-c fsync=on -c full_page_writes=on -c shared_buffers=512MB -c max_wal_size=4GB -c max_connections=100"
 
 WORKER = """
-import sys, time
+import sys
 sys.path.insert(0, {root!r})
 from benchmarks import log
 log.configure({place!r}, {wake_up!r})
 log.work({groups!r}, {kind!r})
 """
 
+PEER = """
+import sys
+sys.path.insert(0, {root!r})
+from benchmarks import log, log_peers
+log.configure({place!r}, apps={apps!r})
+log_peers.work({key!r}, {kind!r}, {jobs!r}, {place!r})
+"""
 
-def configure(place: dict[str, Any], wake_up: str = "gated", **more: Any) -> None:
+LIMIT = 120.0
+"""Seconds that a peer's worker may run in one turn; a rate takes some ten."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One variant of what is measured."""
+
+    key: str
+    title: str
+    measure: Callable[[], float]
+    backlog: int = 0
+
+
+def configure(place: dict[str, Any], wake_up: str = "gated", apps: Iterable[str] = (), **more: Any) -> None:
     """Django, with the ledger of the tests."""
     import django
     from django.conf import settings
 
     settings.configure(
         DATABASES={"default": {"ENGINE": "django.db.backends.postgresql", **place}},
-        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "pgsignals", "tests.ledger"],
+        # Of two apps with a command `listen` the first one's counts.
+        INSTALLED_APPS=["django.contrib.contenttypes", "django.contrib.auth", "pgsignals", "tests.ledger", *apps],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         SECRET_KEY="of no use",
         USE_TZ=True,
@@ -84,10 +120,13 @@ def work(groups: list[str], kind: str) -> None:
 class Bench:
     """A server, and what is asked of it."""
 
-    def __init__(self, args: argparse.Namespace, server: Any) -> None:
+    def __init__(self, args: argparse.Namespace, server: Any, found: list[Peer]) -> None:
         self.args = args
         self.server = server
         self.place = server.django()
+        self.peers = found
+        self.rounds = 1 if args.quick else 3
+        self.of_turns = f"{self.rounds} turn{'s' * (self.rounds > 1)}"
         self.bars: list[tuple[str, float, str, float]] = []
 
     def connect(self) -> Any:
@@ -118,40 +157,100 @@ class Bench:
     @contextmanager
     def worker(self, groups: list[str], kind: str, wake_up: str = "gated") -> Iterator[subprocess.Popen[str]]:
         code = WORKER.format(root=str(ROOT), place=self.place, groups=groups, kind=kind, wake_up=wake_up)
+        with self.running(code, 600) as process:
+            yield process
+
+    @contextmanager
+    def peer(self, peer: Peer, kind: str, jobs: int = 0) -> Iterator[subprocess.Popen[str]]:
+        code = PEER.format(root=str(ROOT), place=self.place, apps=peer.apps, key=peer.key, kind=kind, jobs=jobs)
+        with self.running(code, LIMIT) as process:
+            yield process
+
+    @contextmanager
+    def running(self, code: str, limit: float) -> Iterator[subprocess.Popen[str]]:
+        """A process of its own, killed after so many seconds, so that nobody reads from it for ever."""
         process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        alarm = threading.Timer(limit, process.kill)
+        alarm.start()
         try:
             yield process
         finally:
+            alarm.cancel()
             process.terminate()
-            process.communicate()
+            try:
+                process.communicate(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+    def said(self, process: subprocess.Popen[str]) -> tuple[int, int]:
+        """The next number that a worker says, and the moment that it says, in ns."""
+        assert process.stdout is not None
+        if not (line := process.stdout.readline()):
+            raise Failed("its process ended, or took too long, before it had handled everything")
+        number, moment = line.split()
+        return int(number), int(moment)
 
     def wait(self, condition: str, seconds: float = 600) -> None:
         end = time.monotonic() + seconds
         with self.connect() as session:
             while not session.execute(f"SELECT {condition}").fetchone()[0]:
                 if time.monotonic() > end:
-                    raise RuntimeError(f"not within {seconds} s: {condition}")
+                    raise Failed(f"not within {seconds:g} s: {condition}")
                 time.sleep(0.01)
 
     def leased(self, group: str) -> str:
         return f"count(*) = 8 FROM pgsignals_partition WHERE owner IS NOT NULL AND group_name = '{group}'"
 
-    def median(self, measure: Callable[[], float], rounds: int) -> float:
-        return statistics.median(measure() for _ in range(rounds))
+    def tell(self, text: str) -> None:
+        """What goes on, for who waits."""
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+    def turns(self, ways: list[Way]) -> Figures:
+        figures = Figures()
+        for way in rounds_of(ways, self.rounds):
+            if figures.failed(way.key):
+                continue
+            try:
+                figures.turns[way.key].append(way.measure())
+            except Failed as error:
+                say(f"**FAILED: {way.title}**: {error}\n")
+                figures.turns[way.key].append(math.nan)
+            self.tell(f"{way.title}: {figures.turns[way.key][-1]:,.2f}")
+        return figures
 
     # Rates.
 
-    def rate(self, kind: str) -> float:
-        """Events a second of one worker, from its first piece to its last."""
+    def rate(self, kind: str, events: int) -> float:
+        """Events a second of one worker, over the last nine tenths of so many."""
         self.execute("TRUNCATE pgsignals_group, pgsignals_partition, pgsignals_worker, ledger_effect CASCADE")
         with self.worker(["bench"], kind):
-            self.wait(f"(SELECT sum(handled) FROM pgsignals_partition) >= {self.args.events // 10}")
-            began, first = time.monotonic(), self.handled()
-            self.wait(f"(SELECT sum(handled) FROM pgsignals_partition) >= {self.args.events}")
-            return (self.args.events - first) / (time.monotonic() - began)
+            self.wait(f"(SELECT sum(handled) FROM pgsignals_partition) >= {events // 10}")
+            first, began = self.handled(), time.monotonic()
+            self.wait(f"(SELECT sum(handled) FROM pgsignals_partition) >= {events}")
+            return (self.handled() - first) / (time.monotonic() - began)
 
     def handled(self) -> int:
         return int(self.execute("SELECT sum(handled) FROM pgsignals_partition")[0][0])
+
+    def slowed(self, events: int) -> float:
+        """That, while a transaction is open that wrote an event."""
+        with self.connect() as slow:
+            slow.autocommit = False
+            slow.execute("INSERT INTO ledger_account (owner, balance, note) VALUES ('slow', 0, '')")
+            found = self.rate("nothing", events)
+            slow.rollback()
+        return found
+
+    def peer_rate(self, peer: Peer, kind: str, jobs: int) -> float:
+        """Jobs a second of a peer's worker, over the last nine tenths, until all are acknowledged."""
+        peer.clear()
+        peer.fill(jobs)
+        with self.peer(peer, kind, jobs) as process:
+            first, began = self.said(process)
+            self.said(process)
+            self.wait(f"NOT {peer.left}", 10)
+            return (jobs - first) / (time.monotonic_ns() - began) * 1e9
 
     def ceiling(self) -> float:
         """A bare reader."""
@@ -172,28 +271,33 @@ class Bench:
                 position = position.at(rows[-1][0])
 
     def rates(self) -> None:
-        say(f"\n### Events a second, a backlog of {self.args.events:,}\n")
+        events, few = self.args.events, min(self.args.events, 5_000 if self.args.quick else 20_000)
         self.clear()
-        self.fill(self.args.events)
-        rounds = 1 if self.args.quick else 3
-        ceiling = self.median(self.ceiling, rounds)
-        say("| | events a second | to the ceiling |\n|---|---:|---:|")
-        say(f"| bare reader by snapshots, pieces of 2,000 | {ceiling:,.0f} | 1.00 |")
-        found = {}
-        for kind, title in (
-            ("nothing", "a worker, the receiver does nothing"),
-            ("atomic", "a worker, atomic group, an ORM insert for each"),
-        ):
-            found[kind] = self.median(lambda kind=kind: self.rate(kind), rounds)
-            say(f"| {title} | {found[kind]:,.0f} | {found[kind] / ceiling:.2f} |")
-        with self.connect() as slow:
-            slow.autocommit = False
-            slow.execute("INSERT INTO ledger_account (owner, balance, note) VALUES ('slow', 0, '')")
-            slowed = self.median(lambda: self.rate("nothing"), rounds)
-            slow.rollback()
-        say(f"| the first, while a transaction is open that wrote an event | {slowed:,.0f} | {slowed / ceiling:.2f} |")
-        self.bar("one worker's rate, to the bare reader's", found["nothing"] / ceiling, ">=", 0.5)
-        self.bar("its rate with a long transaction open, to that without", slowed / found["nothing"], ">=", 0.8)
+        self.fill(events)
+        ways = [
+            Way("bare", "bare reader by snapshots, pieces of 2,000", self.ceiling, events),
+            Way("nothing", "a worker, the receiver does nothing", lambda: self.rate("nothing", events), events),
+            Way("slowed", "the same, a transaction open that wrote an event", lambda: self.slowed(events), events),
+            Way("atomic", "a worker, atomic group, an ORM insert for each", lambda: self.rate("atomic", few), few),
+            *(way for peer in self.peers for way in self.peer_rates(peer)),
+        ]
+        figures = self.turns(ways)
+        say(f"\n### Events a second, of one worker that drains a backlog ({self.of_turns})\n")
+        say("| | backlog | events a second | to the ceiling |\n|---|---:|---:|---:|")
+        for way in ways:
+            ratio = figures.ratio(way.key)
+            shown = f"{ratio:.2f}" if ratio >= 0.1 else f"{ratio:.2g}"
+            say(f"| {way.title} | {way.backlog:,} | {figures.median(way.key):,.0f} | {shown} |")
+        self.bar("one worker's rate, to the bare reader's", figures.ratio("nothing"), ">=", 0.5)
+        slowed = figures.ratio("slowed", to="nothing")
+        self.bar("its rate with a long transaction open, to that without", slowed, ">=", 0.8)
+
+    def peer_rates(self, peer: Peer) -> Iterator[Way]:
+        kinds = (("nothing", "does nothing", peer.jobs), ("insert", "an ORM insert for each", peer.inserts))
+        for kind, what, all_jobs in kinds:
+            jobs = all_jobs // 5 if self.args.quick else all_jobs
+            measure = partial(self.peer_rate, peer, kind, jobs)
+            yield Way(f"{peer.key} {kind}", f"{peer.title}, {what}", measure, jobs)
 
     # Reading.
 
@@ -230,94 +334,74 @@ class Bench:
     # Latency.
 
     def latency(self) -> None:
-        say("\n### Latency, from a single commit that waits for the disk to the receiver\n")
-        say("| | p50, ms | p99, ms |\n|---|---:|---:|")
-        count = 200 if self.args.quick else 1000
-        for title, pause in (("idle: a commit every 20 ms", 0.02), ("under load: as fast as one connection can", 0.0)):
-            waits = self.latencies(count, pause)
-            p50, p99 = statistics.median(waits), sorted(waits)[int(len(waits) * 0.99)]
-            say(f"| {title} | {p50:.2f} | {p99:.2f} |")
-            if pause:
-                self.bar("idle, p50 from commit to receiver, ms", p50, "<=", 2)
+        count = 200 if self.args.quick else 300
+        halves, waits = Figures(), defaultdict[str, list[float]](list)
+        ways = {"ours": "pgsignals", **{peer.key: peer.title for peer in queues(self.peers)}}
+        loads = {"idle": 0.02, "load": 0.0}
+        for key in rounds_of(list(ways), self.rounds):
+            for load, pause in loads.items():
+                if halves.failed(f"{key} {load}"):
+                    continue
+                try:
+                    found = self.latencies(key, count, pause)
+                except Failed as error:
+                    say(f"**FAILED: {ways[key]}, {load}**: {error}\n")
+                    found = [math.nan]
+                halves.turns[f"{key} {load}"].append(statistics.median(found))
+                waits[f"{key} {load}"] += found
+                self.tell(f"{ways[key]}, {load}: {statistics.median(found):.2f} ms")
+        say(f"\n### Latency, from a single commit that waits for the disk to the receiver, ms ({self.of_turns})\n")
+        say(f"Idle: a commit every 20 ms. Under load: {count:,} commits, as fast as one connection can; who is slower")
+        say("than that has a queue.\n")
+        say("| | idle, p50 | idle, p99 | under load, p50 | under load, p99 |\n|---|---:|---:|---:|---:|")
+        for key, title in ways.items():
+            cells = (
+                f"{halves.median(name):.2f} | {p99(waits[name]):.2f}" for name in (f"{key} {load}" for load in loads)
+            )
+            say(f"| {title} | " + " | ".join(cells) + " |")
+        self.bar("idle, p50 from commit to receiver, ms", halves.median("ours idle"), "<=", 2)
 
-    def latencies(self, count: int, pause: float) -> list[float]:
-        self.clear()
-        with self.worker(["bench"], "stamp") as process, self.connect() as session:
-            self.wait(self.leased("bench"), 60)
+    def latencies(self, key: str, count: int, pause: float) -> list[float]:
+        """Milliseconds of so many commits, of ours or of a peer."""
+        with ExitStack() as stack:
+            if key == "ours":
+                self.clear()
+                write = self.write_account(stack.enter_context(self.connect()))
+                process = stack.enter_context(self.worker(["bench"], "stamp"))
+            else:
+                (peer,) = (peer for peer in self.peers if peer.key == key)
+                peer.clear()
+                write = stack.enter_context(peer.writer())
+                process = stack.enter_context(self.peer(peer, "stamp"))
+            # When this one is there, it listens.
+            write([-1])
+            self.said(process)
             time.sleep(1)
             committed = []
             for number in range(count):
-                session.execute("INSERT INTO ledger_account (owner, balance, note) VALUES ('', 0, %s)", [str(number)])
-                committed.append(time.clock_gettime_ns(time.CLOCK_MONOTONIC))
+                write([number])
+                committed.append(time.monotonic_ns())
                 time.sleep(pause)
-            assert process.stdout is not None
-            arrived = dict(map(int, process.stdout.readline().split()) for _ in range(count))
+            arrived = dict(self.said(process) for _ in range(count))
         return [(arrived[number] - committed[number]) / 1e6 for number in range(count)]
 
-    # Writers.
+    def write_account(self, session: Any) -> Callable[[list[int]], None]:
+        def write(numbers: list[int]) -> None:
+            session.execute("INSERT INTO ledger_account (owner, balance, note) VALUES ('', 0, %s)", [str(numbers[0])])
+
+        return write
 
     def writers(self) -> None:
-        seconds = 4 if self.args.quick else 10
-        say(f"\n### Writers: single-row inserts, pgbench, {seconds} s each, ratio to no trigger\n")
-        counts = (1, 8, 32)
-        say("| | " + " | ".join(f"{count} clients" for count in counts) + " |\n|---|" + "---:|" * len(counts))
-        self.execute("DROP TABLE IF EXISTS plain; CREATE TABLE plain (LIKE ledger_account INCLUDING ALL)")
-        floor = {count: self.pgbench("plain", count, seconds) for count in counts}
-        say("| no trigger, tps | " + " | ".join(f"{floor[count]:,.0f}" for count in counts) + " |")
-        found: dict[tuple[str, int], float] = {}
-        for policy in ("gated", "every_commit", "poll"):
-            self.set_policy(policy)
-            for groups in (0, 1, 5) if policy == "gated" else (1,):
-                self.clear()
-                with ExitStack() as stack:
-                    if groups:
-                        names = [f"g{number}" for number in range(groups)]
-                        stack.enter_context(self.worker(names, "nothing", policy))
-                        self.wait(self.leased(names[-1]), 60)
-                    line = []
-                    for count in counts:
-                        tps = self.pgbench("ledger_account", count, seconds) / floor[count]
-                        line.append(f"{tps:.2f}")
-                        found[f"{policy} {groups}", count] = tps
-                say(f"| {policy}, {groups} groups | " + " | ".join(line) + " |")
-        self.set_policy("gated")
-        for groups in (0, 1, 5):
-            self.bar(f"32 writers, gated, {groups} groups: to no trigger", found[f"gated {groups}", 32], ">=", 0.45)
-        self.bar(
-            "32 writers, gated to every_commit, 1 group",
-            found["gated 1", 32] / found["every_commit 1", 32],
-            ">=",
-            2.5,
-        )
+        Writers(self).run()
 
-    def set_policy(self, policy: str) -> None:
-        from django.conf import settings
-        from django.db import connection
-
-        from pgsignals.durable import schema
-
-        settings.PGSIGNALS = {**settings.PGSIGNALS, "WAKE_UP": policy}
-        schema.ensure(connection)
-
-    def pgbench(self, table: str, clients: int, seconds: int) -> float:
-        with tempfile.NamedTemporaryFile("w", suffix=".sql") as script:
-            script.write(f"INSERT INTO {table} (owner, balance, note) VALUES ('x', 1, 'y');\n")
-            script.flush()
-            os.chmod(script.name, 0o644)
-            command = [str(self.server.programs / "pgbench"), "-n", "-M", "prepared", "-f", script.name]
-            command += ["-c", str(clients), "-j", "2", "-T", str(seconds), "-h", self.place["HOST"]]
-            command += ["-p", str(self.place["PORT"]), "-U", "postgres", "postgres"]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        match = re.search(r"tps = ([\d.]+)", done.stdout)
-        assert match, done.stdout
-        return float(match[1])
+    # What is found.
 
     def bar(self, title: str, value: float, relation: str, limit: float) -> None:
         self.bars.append((title, value, relation, limit))
 
 
-def say(text: str = "") -> None:
-    print(text, flush=True)
+def p99(waits: list[float]) -> float:
+    return math.nan if any(map(math.isnan, waits)) else sorted(waits)[int(len(waits) * 0.99)]
 
 
 def main() -> int:
@@ -336,11 +420,14 @@ def main() -> int:
 
     server = Server(options=OPTIONS).start()
     try:
-        configure(server.django())
+        found = peers(server.django())
+        configure(server.django(), apps=dict.fromkeys(app for peer in found for app in peer.apps))
         from django.core.management import call_command
 
         call_command("migrate", run_syncdb=True, verbosity=0)
-        bench = Bench(args, server)
+        for peer in queues(found):
+            peer.install()
+        bench = Bench(args, server, found)
         say(f"## PostgreSQL {bench.execute('SHOW server_version')[0][0].split()[0]}")
         parts = {"rate": bench.rates, "reading": bench.reading, "latency": bench.latency, "writers": bench.writers}
         for name in args.only.split(","):
