@@ -1,9 +1,9 @@
 """The queues that `benchmarks/log.py` compares the log with: each as its own documentation shows it.
 
-procrastinate: an app with a PsycopgConnector, jobs deferred in bulk; a worker as it comes, which does one job at a
-time, and one that does ten at a time. PgQueuer: with asyncpg, which it recommends, where that is installed, otherwise
-with psycopg; in uvloop, as its command line runs it; batches of 10, its default, and of 100, because it says to raise that
-for short jobs. django-pgpubsub: a channel with `lock_notifications` on an insert trigger, and its `listen` with
+procrastinate: an app with a PsycopgConnector, jobs deferred in bulk; a worker as it comes, which does one job after the
+other, and one that does ten at a time. PgQueuer: with asyncpg, which it recommends, where that is installed, otherwise
+with psycopg; in uvloop, as its command line runs it; batches of 10, its default, and of 100, because it says to raise
+that for short jobs. django-pgpubsub: a channel with `lock_notifications` on an insert trigger, and its `listen` with
 `recover`, which begins with the stored notifications.
 
 A worker is a process of its own. What it calls for each job does nothing but count, or inserts a row with Django's ORM.
@@ -240,7 +240,7 @@ class PgQueuer(Peer):
 
 class PgPubSub(Peer):
     key = "pgpubsub"
-    jobs = inserts = 300
+    jobs = inserts = 1_000
     tables = "ledger_peered, pgpubsub_notification"
     left = "EXISTS (SELECT FROM pgpubsub_notification)"
     apps = ("pgtrigger", "pgpubsub")
