@@ -44,9 +44,9 @@ class DefaultGroup:
         piece = begin(self._holding, piece, careful=piece.leases[0].careful_id)
         outcome, after = _Outcome(), piece.after
         try:
-            for one in piece.wanted:
+            while outcome.done < len(piece.wanted):
                 self._holding.may_go_on()
-                self._handle_one(one, outcome)
+                self._handle_some(piece.wanted, outcome)
                 if not outcome.good and everything_fails(outcome.failed.values(), len(piece.wanted), pauses):
                     self._parking.pause(piece, pauses + 1, outcome.failed.values())
                     return
@@ -56,13 +56,34 @@ class DefaultGroup:
             outcome, after = _Outcome(), piece.position
         self._end(piece, outcome, after)
 
-    def _handle_one(self, one: Wanted, outcome: _Outcome) -> None:
-        failure = self._failure(one, 1, lists=False)
-        if failure is None:
-            outcome.good.append(one)
-        else:
-            outcome.failed[one[0][0]] = failure
+    def _handle_some(self, wanted: list[Wanted], outcome: _Outcome) -> None:
+        """Many at once, where nothing stands in the way; otherwise one."""
+        start, count, error = outcome.done, 0, None
+        if not self._parking.blocked:
+            count, error = self._handler.run(wanted, start, self._may_go_on)
+            outcome.good += wanted[start : start + count]
+            outcome.done += count
+        if error is not None:
+            self._fails(outcome, self._failed(wanted[outcome.done], 1, error))
+        elif not count:
+            one = wanted[start]
+            failure = self._failure(one, 1, lists=False)
+            if failure is None:
+                outcome.good.append(one)
+                outcome.done += 1
+            else:
+                self._fails(outcome, failure)
+
+    def _fails(self, outcome: _Outcome, failure: Failure) -> None:
+        outcome.failed[failure.row[0]] = failure
         outcome.done += 1
+
+    def _may_go_on(self) -> bool:
+        try:
+            self._holding.may_go_on()
+        except Interrupted:
+            return False
+        return True
 
     def _failure(self, one: Wanted, attempts: int, *, lists: bool) -> Failure | None:
         """Call the receivers for an event, unless one of its key is parked. None where that went well."""
@@ -70,8 +91,11 @@ class DefaultGroup:
         if key(row) in self._parking.blocked:
             return Failure(row, None)
         error = self._handler.call_each(event, lists=lists)
-        if error is None:
-            return None
+        return None if error is None else self._failed(one, attempts, error)
+
+    def _failed(self, one: Wanted, attempts: int, error: BaseException) -> Failure:
+        """It failed, and those of its key wait behind it."""
+        row, event = one
         self._parking.blocked.add(key(row))
         return Failure(row, error, attempts, self._handler.max_attempts(event))
 

@@ -19,6 +19,9 @@ from .failures import Discard, Retry
 
 logger = logging.getLogger("pgsignals.durable")
 
+_LOOK = 64
+"""Events of the usual case, each handled in no time, after which is looked whether the worker may go on."""
+
 
 class Handler:
     """Calls the receivers of one group, in one thread."""
@@ -124,6 +127,47 @@ class Handler:
                     wanted.setdefault(receiver, []).append(event)
         return wanted
 
+    def run(
+        self, wanted: Sequence[tuple[Any, PgEvent]], start: int, may_go_on: Callable[[], bool]
+    ) -> tuple[int, BaseException | None]:
+        """Call the receiver of events from a place on: the usual case, in which that should cost little more than the
+        receiver's own time. As long as they have the same one, and no other; it is synchronous and wants no lists.
+
+        How many were handled so; and the error of the one after these, where it was called.
+        """
+        receivers = self.receivers(wanted[start][1])
+        if len(receivers) != 1 or receivers[0].is_async or receivers[0].options.batch:
+            return 0, None
+        receiver, clock, look = receivers[0], time.perf_counter, True
+        function, place, brief, total = receiver.function, start, 0, 0.0
+        error: BaseException | None = None
+        began = clock()
+        for place in range(start, len(wanted)):
+            event = wanted[place][1]
+            if self.receivers(event) is not receivers or ((look or not place % _LOOK) and not may_go_on()):
+                break
+            self._running = (receiver, began)
+            try:
+                function(event)
+            except BaseException as raised:  # SystemExit too: a receiver ends no worker
+                look, error = True, self._ended(receiver, event, clock() - began, raised)
+                if error is not None:
+                    break
+            else:
+                seconds = clock() - began
+                look = seconds > BRIEF
+                if look:
+                    self._ended(receiver, event, seconds, None)
+                else:
+                    brief, total = brief + 1, total + seconds
+            began = clock()
+        else:
+            place += 1
+        self._running = None
+        if brief:
+            count_brief(receiver, brief, total)
+        return place - start, error
+
     def call(self, receiver: Receiver, argument: Any, *, keep_transaction: bool = False) -> BaseException | None:
         """Call one receiver. What it raised, or None; also for what it asked to discard."""
         began = time.perf_counter()
@@ -134,16 +178,23 @@ class Handler:
                 self._run(receiver, argument)
             else:
                 receiver.function(argument)
-        except Discard as discarded:
-            logger.info("The receiver %s discarded %r: %s", receiver.name, argument, discarded)
         except BaseException as raised:  # SystemExit too: a receiver ends no worker
             error = raised
-        seconds = time.perf_counter() - began
+        return self._ended(receiver, argument, time.perf_counter() - began, error, keep_transaction)
+
+    def _ended(
+        self,
+        receiver: Receiver,
+        argument: Any,
+        seconds: float,
+        error: BaseException | None,
+        keep_transaction: bool = False,
+    ) -> BaseException | None:
+        """Count, report and tidy. The error, unless it was to say that the event is given up."""
         self._running = None
-        if error is None and seconds < BRIEF and not receiver.options.batch:
-            # Nothing else can have happened in so short a time.
-            count_brief(receiver, 1, seconds)
-            return None
+        if isinstance(error, Discard):
+            logger.info("The receiver %s discarded %r: %s", receiver.name, argument, error)
+            error = None
         count(receiver, argument, seconds, failed=error is not None)
         if error is not None and not isinstance(error, Retry):
             report(receiver.function, receiver.name, argument, error)
