@@ -7,6 +7,8 @@ and has them tried again or given up.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
+from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django import forms
@@ -14,6 +16,8 @@ from django.contrib import admin, messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.http import HttpRequest
+from django.utils import timezone
+from django.utils.dateparse import parse_date, parse_datetime
 from django.utils.functional import cached_property
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -24,6 +28,8 @@ from .durable import control
 from .models import DeadLetter, DelayedMessage, Group, LogEntry, ParkedEvent, Partition, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from django.db.models import Model, QuerySet
 
     _Admin = admin.ModelAdmin[Model]
@@ -78,8 +84,98 @@ def pretty(text: str) -> SafeString:
     return format_html("<pre>{}</pre>", text)
 
 
+def words_of(text: str) -> Iterator[str]:
+    """What was searched for, word by word; JSON in quotes or brackets is one word, with these."""
+    reader = json.JSONDecoder()
+    while text := text.lstrip():
+        length = len(text.split(maxsplit=1)[0])
+        if text[0] in '"[':
+            with suppress(ValueError):
+                length = reader.raw_decode(text)[1]
+        yield text[:length]
+        text = text[length:]
+
+
+def as_keys(word: str) -> list[str]:
+    """The keys, which are stored as JSON, that somebody may mean who writes 17, ada, or "ada"."""
+    keys = [word, json.dumps(word, ensure_ascii=False)]
+    with suppress(ValueError):
+        keys.append(json.dumps(json.loads(word), ensure_ascii=False, separators=(",", ":")))
+    return keys
+
+
+def as_moment(word: str) -> datetime | None:
+    """A date, or a date and a time, in the current time zone where it names none."""
+    with suppress(ValueError):
+        if (moment := parse_datetime(word)) is not None or (moment := _midnight(word)) is not None:
+            return timezone.make_aware(moment) if timezone.is_naive(moment) else moment
+    return None
+
+
+def _midnight(word: str) -> datetime | None:
+    day = parse_date(word)
+    return None if day is None else datetime.combine(day, time.min)
+
+
+class WhenFilter(admin.SimpleListFilter):
+    """The log is young, and its days are long."""
+
+    title = _("at")
+    parameter_name = "past"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, Any]]:
+        """Seconds, and how they are called."""
+        return [
+            ("600", _("Past 10 minutes")),
+            ("3600", _("Past hour")),
+            ("86400", _("Past day")),
+            ("604800", _("Past week")),
+        ]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """By the event's own time."""
+        if not (self.value() or "").isdecimal():
+            return queryset
+        return queryset.filter(at__gte=timezone.now() - timedelta(seconds=int(str(self.value())[:9])))
+
+
 class StoredAdmin(ReadOnlyAdmin):
-    """Of events as they are stored."""
+    """Of events as they are stored. Searched by source, key and time, each exactly: that is what indexes are for."""
+
+    search_fields = ["source", "key"]
+    search_help_text = _(
+        "A model's label or a channel, a key, a moment: flights.flight 17 2026-11-24T06:00 "
+        "(of two moments, what is between them)."
+    )
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        """All words must fit."""
+        sources: list[str] = self.sources(queryset) if search_term.strip() else []
+        named = {one.lower(): one for one in sources}
+        moments = []
+        for word in words_of(search_term):
+            if word.lower() in named:
+                queryset = queryset.filter(source=named[word.lower()])
+            elif (moment := as_moment(word)) is not None:
+                moments.append(moment)
+            else:
+                queryset = queryset.filter(source__in=sources, key__in=as_keys(word))
+        if moments:
+            queryset = queryset.filter(at__gte=min(moments))
+        if len(moments) > 1:
+            queryset = queryset.filter(at__lte=max(moments))
+        return queryset, False
+
+    def sources(self, queryset: QuerySet[Any]) -> list[str]:
+        """Models and channels that there are."""
+        return list(queryset.order_by().values_list("source", flat=True).distinct())
+
+    @admin.display(description=_("at"), ordering="at")
+    def moment(self, stored: Any) -> str:
+        """To the millisecond, in the current time zone: events of one minute are many."""
+        return timezone.localtime(stored.at).isoformat(" ", "milliseconds")
 
     @admin.display(description=_("about"))
     def about(self, stored: Any) -> SafeString:
@@ -94,16 +190,18 @@ class StoredAdmin(ReadOnlyAdmin):
 
 @admin.register(LogEntry)
 class LogEntryAdmin(StoredAdmin):
-    """Searchable by exact source and key, for which there is an index; by time with `at__gte` in the filter."""
+    """All that was announced and is kept, the newest first."""
 
-    list_display = ["id", "at", "source", "op", "key", "xid"]
-    list_filter = ["op", "at"]
-    search_fields = ["source__exact", "key__exact"]
-    search_help_text = _("A model's label or a channel, and a key as JSON: flights.flight 17")
-    _all = ("id", "at", "xid", "source", "op", "key", "about", "row")
+    list_display = ["id", "moment", "source", "op", "key", "xid"]
+    list_filter = ["op", WhenFilter]
+    _all = ("id", "moment", "xid", "source", "op", "key", "about", "row")
     fields = _all
     readonly_fields = _all
     ordering = ["-id"]
+
+    def sources(self, queryset: QuerySet[Any]) -> list[str]:
+        """Without reading the whole log."""
+        return control.sources(queryset.db)
 
 
 @admin.register(Group)
@@ -221,8 +319,7 @@ class ParkedEventAdmin(StoredAdmin):
 
     list_display = ["event_id", "group_name", "source", "op", "key", "attempts", "next_at", "error"]
     list_filter = ["group_name"]
-    search_fields = ["source__exact", "key__exact"]
-    _all = ("event_id", "group_name", "at", "source", "op", "key", "attempts", "next_at", "error", "about", "row")
+    _all = ("event_id", "group_name", "moment", "source", "op", "key", "attempts", "next_at", "error", "about", "row")
     fields = _all
     readonly_fields = _all
     ordering = ["event_id"]
@@ -234,6 +331,13 @@ class DeadLetterForm(_Form):
     class Meta:
         model = DeadLetter
         fields = ("body",)
+        labels = {"body": _("row or payload")}
+        help_texts = {
+            "body": _(
+                "The key, then old and new values in the order of f above; or a message's payload. Saving has the "
+                "group handle the event again, with all attempts."
+            )
+        }
 
     def clean_body(self) -> str:
         """It must still be JSON, of the same kind."""
@@ -253,9 +357,20 @@ class DeadLetterAdmin(StoredAdmin):
 
     form = DeadLetterForm  # type: ignore[assignment]
     list_display = ["event_id", "group_name", "source", "op", "key", "attempts", "died_at", "error"]
-    list_filter = ["group_name", "died_at"]
-    search_fields = ["source__exact", "key__exact"]
-    _shown = ("event_id", "group_name", "at", "source", "op", "key", "attempts", "died_at", "error", "trace", "about")
+    list_filter = ["group_name", WhenFilter]
+    _shown = (
+        "event_id",
+        "group_name",
+        "moment",
+        "source",
+        "op",
+        "key",
+        "attempts",
+        "died_at",
+        "error",
+        "trace",
+        "about",
+    )
     fields = (*_shown, "body")
     readonly_fields = _shown
     actions = ["requeue", "discard"]
@@ -270,6 +385,10 @@ class DeadLetterAdmin(StoredAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Who may change dead letters."""
         return self.may_act(request)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **options: Any) -> Any:
+        """What was saved is no dead letter any more, so nobody goes on editing it."""
+        return super().render_change_form(request, {**context, "show_save_and_continue": False}, *args, **options)
 
     def has_requeue_permission(self, request: HttpRequest) -> bool:
         """The same."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .listening.inprocess import Supervisor, check_receivers
 from .live.installed import channels_sinks
+
+logger = logging.getLogger("pgsignals.asgi")
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -63,7 +66,9 @@ class _WithRelay:
     async def _stop(self) -> None:
         self._supervisor.stop()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=2 * _STOP_WITHIN)
+            _, late = await asyncio.wait([self._task], timeout=2 * _STOP_WITHIN)
+            if late:
+                logger.warning("The relay has not ended in %g s, and is cut off.", 2 * _STOP_WITHIN)
             self._task.cancel()
             await asyncio.wait([self._task])
 

@@ -12,7 +12,7 @@ from django.conf import settings
 from django.core import checks
 from django.core.exceptions import FieldDoesNotExist, ImproperlyConfigured
 from django.core.management import get_commands
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, connections, router
 from django.db.migrations.exceptions import BadMigrationError, CircularDependencyError, NodeNotFoundError
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Model
@@ -157,6 +157,25 @@ def _declaration_problems(model: type[Model], declaration: Notify) -> Iterator[c
             obj=model,
             id="pgsignals.E005",
         )
+    for alias in _without_log(model) if declaration.durable else ():
+        yield checks.Error(
+            _("Notify %(name)r on %(model)s is durable, and the database %(alias)r has the table but no log.")
+            % {**named, "alias": alias},
+            hint=_("Let your router's allow_migrate allow the app pgsignals there: every write would fail."),
+            obj=model,
+            id="pgsignals.E016",
+        )
+
+
+def _without_log(model: type[Model]) -> list[str]:
+    """The databases to which migrations bring the model's table and not the log."""
+    return [
+        alias
+        for alias in connections
+        if connections[alias].vendor == "postgresql"
+        and router.allow_migrate_model(alias, model)
+        and not router.allow_migrate(alias, "pgsignals", model_name="logentry")
+    ]
 
 
 def _condition_problem(model: type[Model], declaration: Notify) -> str | None:
@@ -486,7 +505,9 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
         elif row.state == sync.OUTDATED:
             yield checks.Warning(
                 _("Notify %(row)s is not as declared, in database %(alias)r: %(detail)s.") % named,
-                hint=_("Run: manage.py pgsignals sync --database %(alias)s") % named,
+                hint=_("The next migrate renews it; or run: manage.py pgsignals sync --database %(alias)s") % named
+                if row.renewable
+                else _("Run: manage.py pgsignals sync --database %(alias)s") % named,
                 obj=model,
                 id="pgsignals.W041",
             )
@@ -502,10 +523,15 @@ def _database_problems(alias: str) -> Iterator[checks.CheckMessage]:
             )
         if not row.unique:
             yield checks.Warning(
-                _("Nothing in the database keeps the key of %(table)s unique, which Notify %(row)s announces.") % named,
+                _(
+                    "Nothing in the database keeps the key of %(table)s unique and free of NULL, which Notify %(row)s "
+                    "announces."
+                )
+                % named,
                 hint=_(
                     "Old and new rows of an update are paired by the key: each of several rows with the same key is "
-                    "paired with all of them. Add a unique index, or leave updates out of on=..."
+                    "paired with all of them, and one without a key with none. Add a primary key, or leave updates out "
+                    "of on=..."
                 ),
                 obj=model,
                 id="pgsignals.W045",

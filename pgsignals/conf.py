@@ -12,6 +12,8 @@ from typing import Any
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
+from .tables import SLOTS
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -76,7 +78,7 @@ class Settings:
 
     PARTITIONS: int = 8
     """Shares into which a new group's keys are divided: as many workers as that can be busy. Fixed when the group's
-    first worker starts."""
+    first worker starts; 1,024 at most."""
 
     LIVE_URL: str = "/ws/pg/"
     """Where live pages open their WebSocket: a path of the same host, or a whole address (`wss://...`)."""
@@ -113,6 +115,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "LIVE_ACCESS": (str,),
     "LIVE_FIELDS": (dict,),
 }
+
+_MOST = {"PARTITIONS": SLOTS}
 
 _CHOICES = {"WAKE_UP": ("gated", "every_commit", "poll")}
 
@@ -160,6 +164,8 @@ def describe_problems(given: dict[str, Any]) -> list[str]:
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be one of {', '.join(_CHOICES[key])}.")
         elif isinstance(value, int | float) and not value > 0:  # NaN is not
             found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be greater than 0.")
+        elif key in _MOST and isinstance(value, int) and value > _MOST[key]:
+            found.append(f"settings.PGSIGNALS[{key!r}] is {value!r}, and must be {_MOST[key]} at most.")
         elif isinstance(value, list | tuple) and not all(isinstance(name, str) for name in value):
             found.append(f"settings.PGSIGNALS['CHANNELS'] is {value!r}, and must hold channel names only.")
         elif key == "LIVE_URL" and not str(value).startswith(("/", "ws://", "wss://")):

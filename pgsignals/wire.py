@@ -29,6 +29,7 @@ This module knows no connection and no table.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from itertools import chain
 from typing import Any, Literal
@@ -36,6 +37,8 @@ from typing import Any, Literal
 import msgspec
 
 from .event import DELETE, INSERT, NOTHING, TRUNCATE, UPDATE, Statement
+
+logger = logging.getLogger("pgsignals")
 
 CHANNEL = "pgsignals"
 """The channel on which row events travel, but for declarations that name one of their own."""
@@ -118,7 +121,10 @@ def parse_head(text: str) -> LogHead:
     try:
         head = _decode_head(text)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise _fault(parse_json(text), error) from None
+        document = parse_json(text)
+        if _has_unreadable_context(document):
+            return parse_head(json.dumps({**document, "k": {}}))
+        raise _fault(document, error) from None
     if head.version != VERSION:
         raise _version_error(head.version)
     return head
@@ -147,7 +153,10 @@ def parse_rows(payload: str | bytes) -> RowsPayload:
         return _checked(parsed)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         # What is wrong with it is worked out here, where time does not count.
-        raise _fault(parse_json(payload), error) from None
+        document = parse_json(payload)
+        if _has_unreadable_context(document):
+            return read_rows({**document, "k": {}})
+        raise _fault(document, error) from None
 
 
 def looks_like_rows(document: object) -> bool:
@@ -176,6 +185,24 @@ def _fault(document: object, error: Exception) -> WireError:
         return _version_error(version)
     # msgspec says what it expected, what it found, and where in the payload.
     return WireError(f"it has not the form of ours: {error}")
+
+
+def _has_unreadable_context(document: object) -> bool:
+    """Whether the context is JSON to PostgreSQL and not to msgspec: half of a surrogate pair, 1e999.
+
+    Any role may set it. An event is not lost because of it: it is left out, with a warning.
+    """
+    if not isinstance(document, dict) or "k" not in document:
+        return False
+    context = json.dumps(document["k"])
+    try:
+        msgspec.json.decode(context)
+    except msgspec.DecodeError as error:
+        logger.warning(
+            "The context of an event of %s cannot be read (%s), and is left out: %s", document.get("m"), error, context
+        )
+        return True
+    return False
 
 
 def parse_json(payload: str | bytes) -> Any:

@@ -51,8 +51,8 @@ class Listener:
             other.execute("SELECT pg_notify('sentinel', %s)", [mark])
         found: list[psycopg.Notify] = []
         while True:
-            batch = list(self.connection.notifies(timeout=20, stop_after=1))
-            assert batch, "the mark did not arrive within 20 s"
+            batch = list(self.connection.notifies(timeout=60, stop_after=1))
+            assert batch, "the mark did not arrive within 60 s"
             for notification in batch:
                 if notification.channel != "sentinel":
                     found.append(notification)

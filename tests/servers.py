@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .postgres import Server
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,7 +61,7 @@ class Process:
         with self._news:
             self._news.notify_all()
 
-    def wait_for(self, pattern: str, count: int = 1, within: float = 20) -> str:
+    def wait_for(self, pattern: str, count: int = 1, within: float = 60) -> str:
         """The count-th line that the pattern is found in."""
 
         def found() -> list[str]:
@@ -74,7 +77,7 @@ class Process:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def end(self, number: int = signal.SIGINT, within: float = 10) -> int:
+    def end(self, number: int = signal.SIGINT, within: float = 30) -> int:
         """Send a signal, and wait for the end. The exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
@@ -118,6 +121,33 @@ def redis_server(port: int | None = None) -> Iterator[str]:
 
 
 @contextmanager
+def pgbouncer(server: Server, mode: str, folder: Path, pool: int = 20) -> Iterator[int]:
+    """The port of a PgBouncer before the server."""
+    if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
+        pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
+    port = free_port()
+    lines = [
+        "[databases]",
+        f"postgres = host=127.0.0.1 port={server.port} user=postgres",
+        "[pgbouncer]",
+        "listen_addr = 127.0.0.1",
+        f"listen_port = {port}",
+        "auth_type = any",
+        f"pool_mode = {mode}",
+        f"default_pool_size = {pool}",
+        "unix_socket_dir =",
+        "ignore_startup_parameters = extra_float_digits",
+    ]
+    folder.chmod(0o755)
+    (folder / "pgbouncer.ini").write_text("\n".join(lines))
+    # It refuses to run as root.
+    become = ["-u", server.user] if server.user else []
+    with running([program, *become, str(folder / "pgbouncer.ini")], {"PATH": "/usr/bin:/bin"}) as process:
+        process.wait_for("process up")
+        yield port
+
+
+@contextmanager
 def daphne(application: str, environment: dict[str, str], module: str = "tests.asgi") -> Iterator[tuple[Process, int]]:
     port = free_port()
     command = [sys.executable, "-m", "daphne", "-b", "127.0.0.1", "-p", str(port), f"{module}:{application}"]
@@ -145,7 +175,7 @@ class Browser:
         await self._socket.send(json.dumps(message))
 
     async def receive(self) -> dict[str, Any]:
-        return dict(json.loads(await asyncio.wait_for(self._socket.recv(), 20)))
+        return dict(json.loads(await asyncio.wait_for(self._socket.recv(), 60)))
 
     async def until(self, fits: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The first message that fits; what comes before is passed over."""

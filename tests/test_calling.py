@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import connection, transaction
 from django.test import override_settings
 from django.test.utils import CaptureQueriesContext
 
 from pgsignals import PgEvent, on_pg_event, on_pg_gap, publish
 from pgsignals.dispatch import ReceiversSink
+from pgsignals.dispatch.threaded import Threaded
 from pgsignals.receivers import Condition, Options, Receiver, Registry, name_of
 from pgsignals.signals import pg_event, receiver_failed
 from pgsignals.sink import Gap
@@ -205,12 +209,14 @@ def test_calls_events_failures_and_time_are_counted(registry: Registry) -> None:
         time.sleep(0.05)
 
     one, other = receiver_of(registry, each), receiver_of(registry, together)
+    began = time.monotonic()
     with relaying():
         Order.objects.bulk_create([Order() for _ in range(5)])
         until(lambda: (one.counts.calls, other.counts.calls), lambda calls: calls == (5, 1))
     assert (one.counts.events, one.counts.failures) == (5, 1)
     assert (other.counts.events, other.counts.failures) == (5, 0)
-    assert 0 < one.counts.seconds < 0.05 <= other.counts.seconds
+    assert 0 < one.counts.seconds < time.monotonic() - began
+    assert 0.05 <= other.counts.seconds < time.monotonic() - began
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -399,6 +405,8 @@ def test_what_one_relay_alone_may_do_is_done_by_one_and_then_by_the_other(regist
     def handle(box: Box, event: PgEvent) -> None:
         box.put(event.payload)
 
+    gaps = Box()
+    on_pg_gap(gaps.put)
     # The same name, so the same duty, in what stand for two processes.
     registry.add(functools.partial(handle, boxes[0]), condition, options)
     other.add(functools.partial(handle, boxes[1]), condition, options)
@@ -407,9 +415,15 @@ def test_what_one_relay_alone_may_do_is_done_by_one_and_then_by_the_other(regist
         publish("app_events", 1)
         boxes[1].wait()
         second.tap.events.wait()
-        assert boxes[0].items == []
+        assert boxes[0].items == gaps.items == []
+        ends = datetime.now(UTC)
         second.stop()
+        # What came meanwhile nobody was called with.
+        gap = gaps.wait()[0]
+        assert gap.since < ends < gap.until
+        assert re.fullmatch(r"another relay called these receivers until now: .*handle", gap.cause)
         until(lambda: (publish("app_events", 2), boxes[0].items)[1])
+    assert len(gaps.items) == 1
     assert boxes[1].items == [1]
     assert set(boxes[0].items) == {2}
 
@@ -476,3 +490,126 @@ def test_the_end_in_the_middle_of_a_run_drops_the_rest_and_says_so(caplog: pytes
     assert len(box.items) < 100
     left = 100 - len(box.items)
     assert any(f"Stopped with {left} events" in one.getMessage() for one in caplog.records)
+
+
+# When it is not a receiver that fails.
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_error_that_is_no_receivers_is_a_gap_and_later_events_are_handled(
+    is_async: bool, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread or a task that ended would leave the receivers deaf, and nobody would know."""
+    box, gaps, matching = Box(), Box(), registry.matching
+    on_pg_gap(gaps.put)
+
+    def take(event: PgEvent) -> None:
+        box.put(event.payload)
+
+    async def take_later(event: PgEvent) -> None:
+        take(event)
+
+    def fails_at_first(event: PgEvent) -> list[Receiver]:
+        if event.payload < 4:
+            raise RuntimeError("as staged")
+        return matching(event)
+
+    on_pg_event("app_events")(take_later if is_async else take)
+    monkeypatch.setattr(registry, "matching", fails_at_first)
+    with override_settings(PGSIGNALS={"CONCURRENCY": 2}), relaying():
+        for number in range(1, 4):
+            publish("app_events", number)
+            gaps.wait(number)
+        publish("app_events", 4)
+        assert box.wait() == [4]
+    assert {gap.cause for gap in gaps.items} == {"receivers could not be called: RuntimeError"}
+    assert all(gap.since <= gap.until and not gap.connected for gap in gaps.items)
+    assert "Calling receivers failed, and goes on" in caplog.text
+
+
+def test_where_the_system_gives_no_thread_it_is_tried_until_it_does(
+    failures: Box, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For the one that goes on where a receiver was left behind."""
+    box, go_on, new_thread = Box(), threading.Event(), Threaded._new_thread
+    refusals = iter(range(2))
+
+    def scarce(self: Threaded) -> threading.Thread:
+        thread = new_thread(self)
+        start = thread.start
+
+        def start_or_not() -> None:
+            if next(refusals, None) is not None:
+                raise RuntimeError("can't start new thread")
+            start()
+
+        monkeypatch.setattr(thread, "start", start_or_not)
+        return thread
+
+    @on_pg_event("app_events", timeout=0.1)
+    def hangs_at_first(event: PgEvent) -> None:
+        if event.payload == 1:
+            go_on.wait(WITHIN)
+        box.put(event.payload)
+
+    try:
+        with relaying():
+            monkeypatch.setattr(Threaded, "_new_thread", scarce)
+            publish("app_events", 1)
+            publish("app_events", 2)
+            assert box.wait() == [2]
+            assert failures.wait()[0]["event"].payload == 1
+            go_on.set()
+    finally:
+        go_on.set()
+    assert caplog.text.count("The system gives no thread for receivers (can't start new thread)") == 2
+
+
+def test_what_fails_to_watch_receivers_watches_them_again(failures: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing, go_on, watch = iter(range(2)), threading.Event(), Threaded.watch
+
+    def fails_at_first(self: Threaded) -> None:
+        if next(failing, None) is not None:
+            raise RuntimeError("as staged")
+        watch(self)
+
+    @on_pg_event("app_events", timeout=0.1)
+    def hangs(event: PgEvent) -> None:
+        go_on.wait(WITHIN)
+
+    monkeypatch.setattr(Threaded, "watch", fails_at_first)
+    try:
+        with relaying():
+            publish("app_events", 1)
+            assert isinstance(failures.wait()[0]["exception"], TimeoutError)
+            go_on.set()
+    finally:
+        go_on.set()
+
+
+def test_a_query_that_hangs_in_djangos_thread_holds_up_nobody_who_needs_none(failures: Box) -> None:
+    """Connections are looked after in that thread, after receivers that failed and when there is nothing to do."""
+    box, go_on = Box(), threading.Event()
+
+    @on_pg_event("hang", timeout=0.1)
+    async def hangs(event: PgEvent) -> None:
+        await sync_to_async(go_on.wait)(2 * WITHIN)
+
+    @on_pg_event("app_events")
+    async def take(event: PgEvent) -> None:
+        box.put(event.payload)
+        await asyncio.sleep(0.001)  # long enough to have used the database
+        if event.payload % 2:
+            raise RuntimeError("as staged")
+
+    try:
+        with override_settings(PGSIGNALS={"CONCURRENCY": 2}), relaying():
+            publish("hang", 0)
+            assert isinstance(failures.wait()[0]["exception"], TimeoutError)
+            for number in range(1, 6):
+                publish("app_events", number)
+                box.wait(number)
+            go_on.set()
+    finally:
+        go_on.set()
+    assert box.items == [1, 2, 3, 4, 5]

@@ -63,6 +63,7 @@ def test_channels_may_be_a_list() -> None:
         ({"RECONNECT_MAX": -1}, "greater than 0."),
         ({"RECONNECT_MAX": "30"}, "of type int or float."),
         ({"CONNECT_TIMEOUT": float("nan")}, "greater than 0."),
+        ({"PARTITIONS": 1025}, "settings.PGSIGNALS['PARTITIONS'] is 1025, and must be 1024 at most."),
         ({"LIVE_URL": "ws/pg/"}, "is 'ws/pg/', and must begin with /, ws:// or wss://."),
         ({"LIVE_URL": 5}, "must be of type str."),
         ({"LIVE_FIELDS": ["status"]}, "must be of type dict."),

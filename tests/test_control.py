@@ -15,6 +15,7 @@ from pgsignals import PgEvent, on_pg_event
 from pgsignals.durable import control
 from pgsignals.models import DeadLetter, ParkedEvent
 
+from .conftest import connect
 from .ledger.models import Account, Entry
 from .relaying import Box, only_receivers_of_this_test
 from .working import clear_log, drained, until, working
@@ -73,6 +74,28 @@ def test_a_replay_of_one_model_or_key_leaves_the_others(box: Box) -> None:
     assert not ParkedEvent.objects.exists()
 
 
+def test_a_replay_skips_nothing_that_the_group_has_not_handled_yet(box: Box) -> None:
+    Account.objects.bulk_create([Account(owner="waits"), Account(owner="too")])
+    moment = timezone.now()
+    Account.objects.create(owner="since")
+    assert control.replay("default", "billing", moment) == 1
+    drained("billing")
+    assert sorted(box.items) == ["since", "too", "waits"]
+
+
+def test_a_replay_of_one_model_is_of_what_was_handled_for_the_rest_comes_anyway(box: Box) -> None:
+    moment = timezone.now() - timedelta(minutes=1)
+    Account.objects.create(owner="handled")
+    drained("billing")
+    Account.objects.create(owner="waits")
+    assert "1 events" in manage(
+        "replay", "--group", "billing", "--since", moment.isoformat(), "--model", "ledger.Account", "--dry-run"
+    )
+    assert control.replay("default", "billing", moment, model="ledger.Account") == 1
+    drained("billing")
+    assert sorted(box.items) == ["handled", "handled", "waits"]
+
+
 def test_a_running_worker_goes_back_too(box: Box) -> None:
     moment = timezone.now() - timedelta(minutes=1)
     with working("billing", LEASE=1.0):
@@ -106,6 +129,27 @@ def test_a_group_that_skips_goes_on_from_now(box: Box) -> None:
 def test_a_group_that_is_forgotten_is_gone(box: Box) -> None:
     manage("group", "forget", "billing")
     assert control.status("default") == []
+
+
+def test_a_forgotten_group_begins_anew_where_a_worker_runs(box: Box) -> None:
+    with working("billing", LEASE=0.5):
+        control.forget("default", "billing")
+        until(lambda: [one.leased for one in control.status("default")] == [8], "the group")
+        Account.objects.create(owner="a")
+        assert box.wait(1) == ["a"]
+
+
+def test_the_status_counts_what_a_transaction_wrote_that_committed_late(box: Box) -> None:
+    with connect() as slow:
+        slow.autocommit = False
+        slow.execute("INSERT INTO ledger_account (owner, balance, note) VALUES ('slow', 0, '')")
+        Account.objects.create(owner="fast")
+        drained("billing")
+        assert control.status("default")[0].lag == 0
+        slow.commit()
+    assert control.status("default")[0].lag == 1
+    drained("billing")
+    assert control.status("default")[0].lag == 0
 
 
 def test_a_group_that_is_not_there_is_an_error_with_those_there_are(box: Box) -> None:

@@ -874,6 +874,119 @@ def test_an_infinite_interval_leaves_an_event_that_is_complete(
     assert heard == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys"), [("bit(3)", ["101", "110"]), ("hstore", ["a=>1", "b=>1"]), ("money", ["1", "2"])]
+)
+def test_a_key_of_any_type_pairs_old_and_new_rows(
+    fleet: Fleet, listener: Listener, warnings_of: Warned, kind: str, keys: list[str]
+) -> None:
+    """Whether its = is in a schema of an extension, or cannot be hashed."""
+
+    class Odd(models.TextField):
+        def db_type(self, connection: Any) -> str:
+            return kind
+
+    with isolate_apps("tests.declaring"):
+        model = type(
+            "Odd",
+            (models.Model,),
+            {
+                "__module__": __name__,
+                "id": Odd(primary_key=True),
+                "a": models.TextField(),
+                "Meta": type("Meta", (), {"app_label": "declaring", "db_table": "fleet_ship"}),
+            },
+        )
+    declaration = Notify(name="odd", fields=["a"])
+    with connection.schema_editor() as editor:
+        editor.create_model(model)
+        editor.add_constraint(model, declaration)
+    writer, heard = warnings_of
+    writer.execute("INSERT INTO fleet_ship VALUES (%s, 'a'), (%s, 'a')", keys)
+    writer.execute("UPDATE fleet_ship SET a = 'b'")
+    writer.execute(f"UPDATE fleet_ship SET a = 'c' WHERE id = '{keys[0]}'::{kind}")
+    assert [(one["o"], one.get("c"), len(one["r"]), one["r"][0][1:]) for one in said(listener)] == [
+        ("i", None, 2, [["a"]]),
+        ("u", ["a"], 2, [["a"], ["b"]]),
+        ("u", ["a"], 1, [["b"], ["c"]]),
+    ]
+    assert heard == []
+
+
+@pytest.fixture
+def ignoring_case(listener: Listener) -> Iterator[str]:
+    """A collation that takes 'a' and 'A' for equal."""
+    with connect() as other:
+        try:
+            kind = "provider = icu, locale = 'und-u-ks-level2', deterministic = false"
+            other.execute(f"CREATE COLLATION ignoring_case ({kind})")
+        except psycopg.errors.FeatureNotSupported:
+            pytest.skip("NOT RUN: collations that ignore case, which this build of PostgreSQL does not have")
+        yield "ignoring_case"
+        other.execute("DROP COLLATION ignoring_case")
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_text_that_equals_another_by_a_collation_unknown_to_django_has_changed(
+    declare: Declare, listener: Listener, ignoring_case: str, by_hand: ByHand, rows: int
+) -> None:
+    """Nobody can say what changed, but that something did."""
+    by_hand(
+        f"ALTER TABLE declaring_maker ALTER name TYPE text COLLATE {ignoring_case}",
+        'ALTER TABLE declaring_maker ALTER name TYPE text COLLATE "default"',
+    )
+    declare(Maker, fields=["name"])
+    Maker.objects.bulk_create(Maker(name="a") for _ in range(rows))
+    listener.notifications()
+    Maker.objects.update(name="A")
+    assert [(event.old["name"], event.new["name"], event.incomplete) for event in listener.events()] == [
+        ("a", "A", True)
+    ] * rows
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_foreign_key_has_the_collation_of_what_it_refers_to(
+    fleet: Fleet, listener: Listener, ignoring_case: str, rows: int
+) -> None:
+    project = ProjectState()
+    fields = [("id", models.CharField(max_length=5, primary_key=True, db_collation=ignoring_case))]
+    project.add_model(ModelState("fleet", "port", fields))
+    port = models.ForeignKey("fleet.port", models.CASCADE, db_constraint=False)
+    project.add_model(
+        ModelState(
+            "fleet",
+            "plane",
+            [("id", models.BigAutoField(primary_key=True)), ("port", port)],
+            options={"constraints": [Notify(name="plane_events", watch=["port"])]},
+        )
+    )
+    fleet.apply(change(ProjectState(), project))
+    with connect() as writer:
+        writer.execute(f"INSERT INTO fleet_plane (port_id) SELECT 'a' FROM generate_series(1, {rows})")
+        writer.execute("UPDATE fleet_plane SET port_id = 'A'")
+    assert [(one["o"], one.get("c"), len(one["r"])) for one in said(listener)] == [
+        ("i", None, rows),
+        ("u", ["port"], rows),
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute("DROP TABLE fleet_plane, fleet_port CASCADE")
+
+
+def test_a_condition_that_fails_for_a_row_is_warned_of_by_its_name(
+    declare: Declare, listener: Listener, warnings_of: Warned
+) -> None:
+    """The write is kept, and each row announced; no table is to be repaired."""
+    declare(Thing, when=GreaterThan(F("number") / F("other"), 1))
+    writer, heard = warnings_of
+    writer.execute(
+        'INSERT INTO declaring_thing (number, other, "state of it", active, colour, token) '
+        "SELECT 4, i, 'a', true, 'r', gen_random_uuid() FROM generate_series(0, 1) AS i"
+    )
+    assert [event.incomplete for event in listener.events()] == [True, True]
+    assert "division by zero" in heard[0]
+    assert "by what the declaration asks (when)" in heard[0]
+
+
 def test_a_condition_casts_in_djangos_time_zone(declare: Declare, listener: Listener) -> None:
     """What day a moment is on does not depend on the writer's session."""
     declare(Thing, when=Q(Exact(Cast("moment", models.DateField()), date(2026, 7, 10))))

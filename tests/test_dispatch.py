@@ -15,7 +15,7 @@ from django.db import OperationalError, connection, connections
 from django.dispatch import Signal
 from django.test import override_settings
 
-from pgsignals import PgEvent, on_pg_event, publish
+from pgsignals import PgEvent, on_pg_event, on_pg_gap, publish
 from pgsignals.dispatch.buffer import Buffer
 from pgsignals.receivers import Registry
 from pgsignals.signals import EventSignal, pg_event, receiver_failed, relay_gap
@@ -415,6 +415,13 @@ def my_pid() -> int:
         return int(cursor.fetchone()[0])
 
 
+def close_in_djangos_thread(running: Running) -> None:
+    """That of asynchronous code, which tests that follow use too."""
+    assert running.relay._loop is not None
+    closing = sync_to_async(connections.close_all)()
+    asyncio.run_coroutine_threadsafe(closing, running.relay._loop).result(WITHIN)
+
+
 @pytest.mark.usefixtures("_kept_connections")
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_connection_that_died_under_a_receiver_is_not_handed_to_the_next(kind: str, failures: Box) -> None:
@@ -425,7 +432,7 @@ def test_a_connection_that_died_under_a_receiver_is_not_handed_to_the_next(kind:
         box.put((event.payload, my_pid()))
 
     on_pg_event("app_events")(queries if kind == "sync" else sync_to_async(queries))
-    with relaying(), connect() as other:
+    with relaying() as running, connect() as other:
         publish("app_events", 1)
         publish("app_events", 2)
         (_, pid), (_, same) = box.wait(2)
@@ -435,7 +442,31 @@ def test_a_connection_that_died_under_a_receiver_is_not_handed_to_the_next(kind:
         assert isinstance(failures.wait()[0]["exception"], OperationalError)
         publish("app_events", 4)
         assert [payload for payload, _ in box.wait(3)] == [1, 2, 4]
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", [box.items[-1][1]])
+        close_in_djangos_thread(running)
+
+
+@pytest.mark.usefixtures("_kept_connections")
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_receiver_of_a_gap_does_not_get_a_connection_that_was_lost_with_the_relays(kind: str, failures: Box) -> None:
+    """It makes anew what it knows, just when the server was started anew."""
+    pids, gaps = Box(), Box()
+
+    def queries(event: PgEvent) -> None:
+        pids.put(my_pid())
+
+    def makes_anew(gap: Gap) -> None:
+        gaps.put(my_pid())
+
+    on_pg_event("app_events")(queries if kind == "sync" else sync_to_async(queries))
+    on_pg_gap(makes_anew if kind == "sync" else sync_to_async(makes_anew))
+    with relaying() as running, connect() as other:
+        publish("app_events", 1)
+        (pid,) = pids.wait()
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        running.cut()
+        assert gaps.wait() != [pid]
+        close_in_djangos_thread(running)
+    assert failures.items == []
 
 
 def test_a_dead_connection_harms_no_later_event_of_the_same_notification(failures: Box) -> None:
@@ -475,7 +506,13 @@ def release_when_it_stops(running: Running, go_on: threading.Event) -> None:
     """The receivers' sink wakes its thread when it has been told to stop; at that moment the receiver may go on."""
     threaded = running.relay.sinks[0].threaded  # type: ignore[attr-defined]
     wake = threaded.wake
-    threaded.wake = lambda: (wake(), go_on.set())
+
+    def wake_and_release() -> None:
+        wake()
+        if threaded._stopping:  # and not for an event that came a moment ago
+            go_on.set()
+
+    threaded.wake = wake_and_release
 
 
 def test_the_end_waits_for_the_running_receiver_and_drops_the_rest(caplog: pytest.LogCaptureFixture) -> None:

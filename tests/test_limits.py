@@ -63,6 +63,7 @@ def variant(db_table: str = "limits_thing", **fields: Any) -> type[models.Model]
 
 
 Make = Callable[..., None]
+PlaceMaker = Callable[..., "Place"]
 
 
 @pytest.fixture
@@ -300,6 +301,31 @@ def test_two_phase_commit_takes_a_transaction_that_is_silenced(things: Make, lis
     assert brief(listener.events()) == [("update", 1, "a", "b")]
 
 
+def test_what_a_transaction_announces_is_in_memory_until_its_commit(things: Make, listener: Listener) -> None:
+    """And not several times; a silenced transaction has nothing there."""
+
+    def memory(writer: psycopg.Connection[Any]) -> int:
+        found = writer.execute("SELECT sum(total_bytes) FROM pg_backend_memory_contexts").fetchone()
+        return int(found[0]) if found else 0
+
+    taken = []
+    with connect() as writer:
+        many = "INSERT INTO limits_thing (name) SELECT repeat('x', 1000) FROM generate_series(1, 20000)"
+        # What the trigger is given counts too, up to this.
+        writer.execute("SET work_mem = '64kB'")
+        writer.execute("INSERT INTO limits_thing (name) VALUES ('a'), ('b')")
+        for silenced in ("off", "on"):
+            writer.execute("BEGIN")
+            writer.execute(f"SET LOCAL pgsignals.silenced = {silenced}")
+            before = memory(writer)
+            writer.execute(many)
+            taken.append(memory(writer) - before)
+            writer.execute("ROLLBACK")
+    assert 20_000_000 < taken[0] < 40_000_000
+    assert taken[1] < 1_000_000
+    assert len(listener.events()) == 2
+
+
 # Deletes that cascade
 
 
@@ -510,6 +536,35 @@ def test_rows_with_the_same_key_are_paired_with_each_other(make: Make, listener:
     assert sorted(map(str, heard)) == sorted(map(str, [(1, "a", "a!"), (1, "a", "b!"), (1, "b", "a!"), (1, "b", "b!")]))
 
 
+def test_a_row_whose_key_is_null_is_deleted_and_inserted_by_an_update(make: Make, listener: Listener) -> None:
+    """Alone, and beside others; and a row gets its key, or loses it."""
+    make("CREATE TABLE limits_thing (id bigint UNIQUE, name text, amount integer)")
+    run(
+        "INSERT INTO limits_thing (id, name) VALUES (NULL, 'a')",
+        "UPDATE limits_thing SET name = 'b'",
+        "INSERT INTO limits_thing (id, name) VALUES (1, NULL)",
+        "UPDATE limits_thing SET name = coalesce(name, '') || '!'",
+        "UPDATE limits_thing SET id = 2 WHERE id IS NULL",
+        "UPDATE limits_thing SET id = NULL, name = NULL WHERE id = 2",
+        "UPDATE limits_thing SET name = name",
+    )
+    assert brief(listener.events()) == [
+        ("insert", None, None, "a"),
+        ("delete", None, "a", None),
+        ("insert", None, None, "b"),
+        ("insert", 1, None, None),
+        ("delete", None, "b", None),
+        ("insert", None, None, "b!"),
+        ("update", 1, None, "!"),
+        ("delete", None, "b!", None),
+        ("insert", 2, None, "b!"),
+        ("delete", 2, "b!", None),
+        ("insert", None, None, None),
+        ("delete", None, None, None),
+        ("insert", None, None, None),
+    ]
+
+
 def test_writes_straight_into_an_inheriting_table_are_not_seen(make: Make, listener: Listener) -> None:
     make(*INHERITED)
     run(
@@ -704,6 +759,39 @@ def test_a_role_that_may_only_write_the_table_announces(things: Make, listener: 
     assert brief(listener.events()) == [("insert", 1, None, "a")]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_role_that_may_not_notify_writes_and_announces_nothing(things: Make, listener: Listener, rows: int) -> None:
+    """Each of its statements is warned of, with what helps."""
+    run(
+        "CREATE ROLE limits_mute",
+        "GRANT INSERT, UPDATE, DELETE, SELECT, TRUNCATE ON limits_thing TO limits_mute",
+        "REVOKE EXECUTE ON FUNCTION pg_notify(text, text) FROM PUBLIC",
+    )
+    heard: list[str] = []
+    try:
+        with connect() as writer:
+            writer.add_notice_handler(lambda notice: heard.append(f"{notice.message_primary} {notice.message_hint}"))
+            writer.execute("SET ROLE limits_mute")
+            writer.execute(f"INSERT INTO limits_thing (id, name) SELECT i, 'a' FROM generate_series(1, {rows}) AS i")
+            writer.execute("UPDATE limits_thing SET name = 'b'")
+            assert writer.execute("SELECT DISTINCT name FROM limits_thing").fetchall() == [("b",)]
+            writer.execute("DELETE FROM limits_thing")
+            writer.execute("TRUNCATE limits_thing")
+            writer.execute("SET pgsignals.silenced = 'on'")
+            writer.execute("INSERT INTO limits_thing (id) VALUES (1)")
+    finally:
+        run(
+            "GRANT EXECUTE ON FUNCTION pg_notify(text, text) TO PUBLIC",
+            "DROP OWNED BY limits_mute",
+            "DROP ROLE limits_mute",
+        )
+    assert listener.events() == []
+    assert len(heard) == 4
+    for warning, operation in zip(heard, ("INSERT", "UPDATE", "DELETE", "TRUNCATE"), strict=True):
+        assert f"announces nothing of this {operation} of public.limits_thing" in warning
+        assert "GRANT EXECUTE ON FUNCTION pg_catalog.pg_notify(text, text)" in warning
+
+
 def test_row_security_hides_no_row_from_those_who_listen(things: Make, listener: Listener) -> None:
     run(
         "INSERT INTO limits_thing (id, name) VALUES (1, 'a')",
@@ -735,17 +823,31 @@ def test_replica_role_is_silent_unless_the_trigger_is_always_enabled(things: Mak
     assert brief(listener.events()) == [("insert", 2, None, "b")]
 
 
+def test_a_limit_on_temporary_files_counts_the_rows_of_a_big_statement(things: Make, listener: Listener) -> None:
+    """PostgreSQL itself keeps them for the trigger, before the trigger runs."""
+    with connect() as writer:
+        writer.execute("INSERT INTO limits_thing (id) SELECT i FROM generate_series(1, 20000) AS i")
+        listener.notifications()
+        writer.execute("SET work_mem = '64kB'; SET temp_file_limit = '64kB'")
+        with pytest.raises(psycopg.errors.ConfigurationLimitExceeded):
+            writer.execute("DELETE FROM limits_thing")
+        writer.execute("DELETE FROM limits_thing WHERE id = 1")
+        writer.execute("DROP FUNCTION pgsignals_limits_thing_events() CASCADE")
+        writer.execute("DELETE FROM limits_thing")
+    assert brief(listener.events()) == [("delete", 1, "", None)]
+
+
 # Other databases, and the whole cluster
 
 
 class Place:
     """A database on a server of this file's own, with a listener to its row events."""
 
-    def __init__(self, server: Server, name: str) -> None:
+    def __init__(self, server: Server, name: str, options: str = "") -> None:
         self.server = server
         self.name = name
         with psycopg.connect(**self.parameters("postgres")) as admin:
-            admin.execute(f"CREATE DATABASE {name}")
+            admin.execute(f"CREATE DATABASE {name} {options}")
         self.connection = psycopg.connect(**self.parameters(name))
         self.heard: list[psycopg.Notify] = []
         self.connection.add_notify_handler(self.heard.append)
@@ -800,12 +902,12 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def place(server: Server, transactional_db: None) -> Iterator[Callable[[str], Place]]:
+def place(server: Server, transactional_db: None) -> Iterator[PlaceMaker]:
     """Makes databases."""
     places: list[Place] = []
 
-    def made(name: str) -> Place:
-        places.append(Place(server, name))
+    def made(name: str, options: str = "") -> Place:
+        places.append(Place(server, name, options))
         return places[-1]
 
     yield made
@@ -816,7 +918,44 @@ def place(server: Server, transactional_db: None) -> Iterator[Callable[[str], Pl
             admin.execute(f"DROP DATABASE {one.name} WITH (FORCE)")
 
 
-PlaceMaker = Callable[[str], Place]
+def test_a_database_in_another_encoding_announces_what_it_can_hold(place: PlaceMaker) -> None:
+    western = place("western", "TEMPLATE template0 ENCODING LATIN1 LOCALE 'C'")
+    western.connection.execute("SET client_encoding = 'UTF8'")
+    western.run(TABLE)
+    western.declare()
+    western.run(
+        "INSERT INTO limits_thing VALUES (1, 'é')",
+        "UPDATE limits_thing SET name = 'à'",
+        "INSERT INTO limits_thing SELECT i, repeat('é', 3900) FROM generate_series(2, 4) AS i",
+    )
+    assert brief(western.events()) == [
+        ("insert", 1, None, "é"),
+        ("update", 1, "é", "à"),
+        *(("insert", number, None, "é" * 3900) for number in (2, 3, 4)),
+    ]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_text_that_is_no_utf_8_in_a_database_without_encoding_leaves_the_key(place: PlaceMaker, rows: int) -> None:
+    """PostgreSQL would end the connection of every listener to whom it had to send it."""
+    without = place("without", "TEMPLATE template0 ENCODING SQL_ASCII LOCALE 'C'")
+    without.connection.execute("SET client_encoding = 'UTF8'")
+    heard: list[str] = []
+    without.connection.add_notice_handler(lambda notice: heard.append(str(notice.message_hint)))
+    without.run(TABLE)
+    without.declare()
+    latin = "convert_from(decode('e9', 'hex'), 'SQL_ASCII')"
+    without.run(
+        f"INSERT INTO limits_thing SELECT i, {latin} FROM generate_series(1, {rows}) AS i",
+        "UPDATE limits_thing SET name = 'é'",
+        "DELETE FROM limits_thing",
+    )
+    assert [(event.op, event.pk, event.incomplete, event.old and event.old["name"]) for event in without.events()] == [
+        *(("insert", number, True, None) for number in range(1, rows + 1)),
+        *(("update", number, True, None) for number in range(1, rows + 1)),
+        *(("delete", number, False, "é") for number in range(1, rows + 1)),
+    ]
+    assert [one.count("in the encoding of this database") for one in heard] == [1, 1]
 
 
 def test_logical_replication_is_heard_at_the_publisher_only(place: PlaceMaker) -> None:

@@ -594,11 +594,11 @@ def test_who_leaves_is_forgotten(place: Site, visit: Any) -> None:
     for curl in curls:
         curl.until('"type": "subscribed"')
     page = visit().open(PARCELS)
-    wait_for_members(place, "21 11")
+    wait_for_members(place, "21")
     for curl in curls:
         curl.close()
     page.close()
-    wait_for_members(place, "0 0")
+    wait_for_members(place, "0")
 
 
 def test_a_page_that_was_cut_off_gets_what_it_missed(visit: Any, sql: Any) -> None:

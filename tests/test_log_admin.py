@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
-from pgsignals import PgEvent, on_pg_event
+from pgsignals import PgEvent, on_pg_event, publish
+from pgsignals.durable import control
 from pgsignals.models import DeadLetter, Group, LogEntry, ParkedEvent
 
 from .ledger.models import Account
@@ -85,6 +89,44 @@ def test_the_log_is_searched_by_model_and_key(viewer: Client) -> None:
     assert [one.key for one in found] == [key]
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("app_events", ["ada lovelace", "7"]),
+        ("app_events ada\\ lovelace", []),
+        ('"ada lovelace"', ["ada lovelace"]),
+        ('App_Events "7"', ["7"]),
+        ("app_events 7", ["7"]),
+        ("ledger.Account app_events", []),
+        ("2000-01-01 app_events", ["ada lovelace", "7"]),
+        ("app_events 2000-01-01 2000-01-02T06:30", []),
+        ("app_events 2999-01-01T06:00", []),
+    ],
+)
+def test_the_log_is_searched_by_channel_key_and_time(viewer: Client, asked: str, found: list[str]) -> None:
+    publish("app_events", 1, durable=True, key="ada lovelace")
+    publish("app_events", 2, durable=True, key="7")
+    page = viewer.get(reverse("admin:pgsignals_logentry_changelist"), {"q": asked})
+    keys = page.context["cl"].queryset.order_by("pk").values_list("key", flat=True)
+    assert [json.loads(key) for key in keys] == found
+
+
+def test_the_log_is_narrowed_to_what_was_written_lately(viewer: Client) -> None:
+    LogEntry.objects.update(at=timezone.now() - timedelta(minutes=30))
+    Account.objects.create(owner="now")
+    url = reverse("admin:pgsignals_logentry_changelist")
+    counts = {past: viewer.get(url, {"past": past}).context["cl"].queryset.count() for past in ("600", "3600", "x")}
+    assert counts == {"600": 1, "3600": 2, "x": 2}
+
+
+def test_parked_events_are_searched_too(viewer: Client) -> None:
+    letter = DeadLetter.objects.get()
+    control.requeue("default", [letter.pk])
+    url = reverse("admin:pgsignals_parkedevent_changelist")
+    for asked, count in ((f"ledger.account {letter.key}", 1), ("nobody", 0)):
+        assert viewer.get(url, {"q": asked}).context["cl"].queryset.count() == count
+
+
 def test_a_group_is_shown_with_its_lag(viewer: Client) -> None:
     Account.objects.bulk_create(Account() for _ in range(123))
     page = viewer.get(reverse("admin:pgsignals_group_changelist")).content.decode()
@@ -106,7 +148,10 @@ def test_only_who_may_change_groups_pauses_them(viewer: Client, admin_client: Cl
 def test_a_dead_letter_is_put_right_and_tried_again(admin_client: Client, box: Box) -> None:
     letter = DeadLetter.objects.get()
     url = reverse("admin:pgsignals_deadletter_change", args=[letter.pk])
-    assert "a note is missing" in admin_client.get(url).content.decode()
+    page = admin_client.get(url).content.decode()
+    assert "a note is missing" in page
+    assert "Saving has the group handle the event again" in page
+    assert "Save and continue" not in page
     wrong = admin_client.post(url, {"body": "{not json"})
     assert "This is not JSON" in wrong.content.decode()
     right = letter.body.replace('""]', '"mended"]')

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection, transaction
+from django.db.transaction import TransactionManagementError
 from django.test import override_settings
 
-from pgsignals import PgEvent, on_pg_event, processed_once, publish
+from pgsignals import PgEvent, Retry, on_pg_event, processed_once, publish
+from pgsignals.durable import control
 from pgsignals.durable.housekeeping import Housekeeping
 from pgsignals.durable.reading import connect
 from pgsignals.models import Identity, LogEntry
 from pgsignals.testing import capture_events
 
-from .ledger.models import Account
+from .ledger.models import Account, Entry
 from .relaying import Box, only_receivers_of_this_test
 from .shop.models import Customer
-from .working import clear_log, drained, rows
+from .working import clear_log, drained, rows, until, working
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -66,12 +69,10 @@ def test_old_events_are_deleted_when_every_group_has_passed_them() -> None:
     Account.objects.bulk_create(Account() for _ in range(20))
     with override_settings(PGSIGNALS={"LOG_KEEP": 0.001}), connect("default", "pgsignals pulse") as own:
         keeping = Housekeeping("default")
-        keeping._deletes_at = 0
-        keeping.step(own)
+        keeping.delete(own)
         assert LogEntry.objects.count() == 20, "the group has not handled them"
         drained("billing")
-        keeping._deletes_at = 0
-        keeping.step(own)
+        keeping.delete(own)
     assert LogEntry.objects.count() == 0
     assert keeping.deleted == 20
 
@@ -80,8 +81,7 @@ def test_young_events_stay() -> None:
     Account.objects.create()
     with connect("default", "pgsignals pulse") as own:
         keeping = Housekeeping("default")
-        keeping._deletes_at = 0
-        keeping.step(own)
+        keeping.delete(own)
     assert LogEntry.objects.count() == 1
 
 
@@ -90,7 +90,8 @@ def test_a_thing_is_done_once_for_an_event_and_a_name() -> None:
 
     @on_pg_event(Account, group="billing")
     def remember(event: PgEvent) -> None:
-        seen.append((processed_once(event), processed_once(event), processed_once(event, "mail")))
+        with transaction.atomic():
+            seen.append((processed_once(event), processed_once(event), processed_once(event, "mail")))
 
     drained("billing")
     Account.objects.create()
@@ -98,20 +99,39 @@ def test_a_thing_is_done_once_for_an_event_and_a_name() -> None:
     assert seen == [(True, False, True)]
 
 
-def test_what_rolls_back_was_not_done() -> None:
-    done: list[bool] = []
+def test_what_failed_was_not_done_and_is_done_at_the_next_attempt() -> None:
+    done: list[str] = []
 
     @on_pg_event(Account, group="billing")
     def remember(event: PgEvent) -> None:
         with transaction.atomic():
-            done.append(processed_once(event))
-            transaction.set_rollback(True)
-        done.append(processed_once(event))
+            if processed_once(event):
+                done.append("tried")
+                if len(done) == 1:
+                    raise Retry(after=0.01)
+                done.append("done")
+
+    drained("billing")
+    with working("billing"):
+        Account.objects.create()
+        until(lambda: done[2:] == ["done"], "the second attempt")
+
+
+def test_outside_of_a_transaction_nothing_is_remembered_for_what_follows_may_fail() -> None:
+    raised: list[BaseException] = []
+
+    @on_pg_event(Account, group="billing")
+    def remember(event: PgEvent) -> None:
+        try:
+            processed_once(event)
+        except TransactionManagementError as error:
+            raised.append(error)
 
     drained("billing")
     Account.objects.create()
     drained("billing")
-    assert done == [True, True]
+    assert "within transaction.atomic(using='default')" in str(raised[0])
+    assert rows("SELECT * FROM pgsignals_processed") == []
 
 
 def test_a_users_test_captures_durable_events_among_the_fast_ones() -> None:
@@ -146,7 +166,47 @@ def test_listen_drain_handles_what_is_there_and_ends(capsys: pytest.CaptureFixtu
     publish("app_events", "tomorrow", durable=True, delay=timedelta(days=1))
     call_command("listen", drain=True)
     assert box.items == ["now"]
-    assert "Handled 1 events" in capsys.readouterr().out
+    assert "Handled 1 events." in capsys.readouterr().out
+
+
+def test_listen_works_for_the_groups_that_it_is_told_to(capsys: pytest.CaptureFixture[str]) -> None:
+    boxes = {name: Box() for name in ("billing", "mail", "search")}
+    for name, box in boxes.items():
+        on_pg_event(Account, group=name, start="beginning")(lambda event, box=box: box.put(event.pk))
+    Account.objects.bulk_create(Account() for _ in range(20))
+    call_command("listen", drain=True, groups="billing, search", workers=2)
+    assert {name: len(box.items) for name, box in boxes.items()} == {"billing": 20, "mail": 0, "search": 20}
+    assert "Handled 40 events" in capsys.readouterr().out
+    with pytest.raises(CommandError, match=r"group 'biling'. There are: billing, mail, search"):
+        call_command("listen", drain=True, groups="biling")
+    with pytest.raises(CommandError, match="no groups"):
+        call_command("listen", drain=True, no_groups=True)
+
+
+def test_a_drain_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    @on_pg_event(Account, group="billing", start="beginning")
+    def later(event: PgEvent) -> None:
+        raise Retry(after=3600)
+
+    Account.objects.create()
+    call_command("listen", drain=True)
+    assert "'billing' goes on; it has 1 events that wait for another attempt" in capsys.readouterr().out
+    control.pause("default", "billing")
+    call_command("listen", drain=True)
+    assert "'billing' is paused" in capsys.readouterr().out
+
+
+def test_a_check_finds_a_durable_declaration_where_no_log_will_be(settings: Any) -> None:
+    from pgsignals.checks import check_declarations
+
+    class NoLog:
+        def allow_migrate(self, db: str, app_label: str, **hints: object) -> bool | None:
+            return False if app_label == "pgsignals" or db == "sqlite" else None
+
+    settings.DATABASE_ROUTERS = [NoLog()]
+    found = [one for one in check_declarations(None) if one.id == "pgsignals.E016"]
+    assert {one.obj for one in found} == {Account, Entry}
+    assert "the database 'default' has the table but no log" in found[0].msg
 
 
 def test_checks_find_a_group_without_a_log_and_receivers_that_disagree() -> None:

@@ -14,6 +14,7 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.migrations.state import ProjectState
 from django.db.migrations.writer import MigrationWriter
 from django.test import override_settings
+from django.test.utils import isolate_apps
 
 from pgsignals import Notify
 from pgsignals.event import OPERATIONS
@@ -94,6 +95,32 @@ def test_a_field_renamed_in_the_migration_that_creates_the_model_does_not_confus
     assert [(one["o"], one.get("c")) for one in payloads] == [("i", None), ("u", ["b"])]
 
 
+@pytest.mark.parametrize("table", ["o'brien", '%(table)s"."x', "$pgsignals_ddl$", "{ddl}", "50% of it", "ünï"])
+def test_a_table_may_have_any_name(listener: Listener, table: str) -> None:
+    if '"' in table:  # Django's way to name a schema
+        with connection.cursor() as cursor:
+            cursor.execute('CREATE SCHEMA "%(table)s"')
+    with isolate_apps("tests.shop"):
+        meta = type("Meta", (), {"app_label": "shop", "db_table": table})
+        model = type("Odd", (models.Model,), {"__module__": __name__, "a": models.TextField(), "Meta": meta})
+    quoted = connection.ops.quote_name(table)
+    try:
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+            editor.add_constraint(model, EVENTS)
+        with connect() as writer:
+            writer.execute(f"INSERT INTO {quoted} (a) VALUES ('x')".encode())
+        with connection.schema_editor() as editor:
+            editor.remove_constraint(model, EVENTS)
+    finally:
+        with connect() as writer:
+            writer.execute(f"DROP TABLE IF EXISTS {quoted} CASCADE".encode())
+            writer.execute(b'DROP SCHEMA IF EXISTS "%(table)s" CASCADE')
+    (payload,) = [json.loads(one.payload) for one in listener.notifications()]
+    assert payload["r"] == [[1, ["x"]]]
+    assert "pgsignals_plane_events" not in functions()
+
+
 def test_changing_fields_replaces_the_function_and_locks_no_table(fleet: Fleet, listener: Listener) -> None:
     """Another session holds the table all the while, as a long transaction would."""
     fleet.apply(change(ProjectState(), state(plane=[EVENTS])))
@@ -152,6 +179,16 @@ def test_creating_a_trigger_leaves_the_sessions_lock_timeout_as_it_was(fleet: Fl
         cursor.execute("SHOW lock_timeout")
         assert cursor.fetchone() == ("77s",)
         cursor.execute("RESET lock_timeout")
+
+
+def test_what_follows_in_the_same_migration_waits_for_locks_as_long_as_it_did(fleet: Fleet) -> None:
+    fleet.apply(change(ProjectState(), state(plane=[])))
+    model = fleet.state.apps.get_model("fleet.plane")
+    with connection.schema_editor() as editor, connection.cursor() as cursor:
+        for step in (editor.add_constraint, editor.remove_constraint):
+            step(model, EVENTS)
+            cursor.execute("SHOW lock_timeout")
+            assert cursor.fetchone() == ("0",)
 
 
 @pytest.mark.parametrize("options", [{}, {"server_side_binding": True}], ids=["client", "server"])

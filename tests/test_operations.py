@@ -236,6 +236,17 @@ def test_what_happens_to_a_model_happens_to_its_declaration(steps: list[Any], ex
     assert collected(*steps) == expected
 
 
+def test_every_name_in_a_declaration_follows_a_renamed_field() -> None:
+    declared = Notify(name="x", exclude=["a"], watch=["a", "b"], durable=True, key="a")
+    walk = tracked._Walk()
+    for step in (AddNotify("fleet.Plane", declared), migrations.RenameField("plane", "a", "c")):
+        migration = migrations.Migration("0001", "fleet")
+        migration.operations = [step]
+        walk.take(migration)
+    expected = Notify(name="x", exclude=["c"], watch=["c", "b"], durable=True, key="c")
+    assert walk.found == {"x": ("fleet.plane", expected)}
+
+
 @pytest.mark.parametrize(("declares", "renames"), [("shop", "kinds"), ("kinds", "shop")])
 def test_a_model_is_followed_whatever_the_apps_are_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declares: str, renames: str

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import chain
 from types import SimpleNamespace
@@ -32,6 +34,7 @@ from .postgres import Server
 from .relaying import WITHIN, Box, Running, Tap, only_receivers_of_this_test, relaying
 from .servers import free_port
 from .shop.models import Customer, Silent
+from .waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -356,15 +359,23 @@ def test_the_channels_of_receivers_and_settings_are_listened_to() -> None:
     assert relay.database == "default"
 
 
-@pytest.fixture
-def _loud() -> Iterator[None]:
+@contextmanager
+def loud() -> Iterator[None]:
     """`Silent` announces on a channel of its own, by a declaration that no model has."""
     declaration = Notify(name="silent_loud", channel="Loud Rows")
     with connection.schema_editor() as editor:
         editor.add_constraint(Silent, declaration)
-    yield
-    with connection.schema_editor() as editor:
-        editor.remove_constraint(Silent, declaration)
+    try:
+        yield
+    finally:
+        with connection.schema_editor() as editor:
+            editor.remove_constraint(Silent, declaration)
+
+
+@pytest.fixture
+def _loud() -> Iterator[None]:
+    with loud():
+        yield
 
 
 @pytest.mark.usefixtures("_loud")
@@ -386,6 +397,24 @@ def test_rows_on_a_channel_of_their_own_are_relayed_to_model_and_channel_once(ca
     assert by_channel.items == [message]
     assert by_both.items == [rows, message]
     assert "Listening to pgsignals, Loud Rows in" in caplog.text
+
+
+def test_a_channel_that_comes_while_it_listens_is_listened_to_and_what_was_missed_is_a_gap() -> None:
+    """After a migration, in a process that nobody has started anew."""
+    with override_settings(PGSIGNALS={"PROBE_EVERY": 0.05}), relaying(receivers=False) as running:
+        before = datetime.now(UTC)
+        with loud():
+            gap = running.tap.gaps.wait(2)[1]
+            Silent.objects.create()
+            assert [event.channel for event in running.tap.events.wait()] == ["Loud Rows"]
+            proofs = running.relay.proofs
+            until(lambda: running.relay.proofs > proofs + 2)
+        assert gap.cause == "triggers speak on channels that are new here: Loud Rows"
+        assert gap.since < gap.until
+        assert before < gap.until
+        assert not gap.connected
+        assert len(running.tap.gaps.items) == 2
+        assert running.relay.reconnects == 0
 
 
 @pytest.mark.usefixtures("_loud")
@@ -490,6 +519,26 @@ def test_a_server_that_drops_every_connection_at_once_is_asked_less_and_less(mon
     monkeypatch.setattr(Relay, "_wait", wait)
     asyncio.run(asyncio.wait_for(Relay("default", []).run(), WITHIN))
     assert waits == [1, 2, 3, 4, 5]
+
+
+def test_waits_grow_to_a_bound_and_are_jittered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that many relays do not come back in step."""
+    spans: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        spans.append((low, high))
+        return 0.0
+
+    async def wait() -> None:
+        relay = Relay("default", [])
+        for attempt in range(1, 12):
+            await relay._wait(attempt, "dropped")
+        await relay._wait(10_000, "dropped")
+
+    monkeypatch.setattr(random, "uniform", uniform)
+    asyncio.run(wait())
+    assert [high for _, high in spans] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30, 30, 30, 30])
+    assert all(low == high / 2 for low, high in spans)
 
 
 def test_a_relay_that_is_still_connecting_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from django.apps import apps
 from django.core.management import call_command
-from django.db import DatabaseError, connection, connections, migrations, models
+from django.db import DatabaseError, connection, connections, migrations, models, transaction
 from django.db.migrations.state import ModelState, ProjectState
 from django.db.migrations.writer import MigrationWriter
 from django.test import override_settings
@@ -249,6 +249,33 @@ def test_two_that_migrate_at_once_do_not_collide(fleet: Fleet) -> None:
     assert not thread.is_alive()
     assert failures == []
     assert installed()["fleet_plane"] == TRIGGERS
+
+
+def test_two_that_renew_functions_at_once_do_not_collide(plane: Fleet) -> None:
+    """The second waits, and then finds nothing to do."""
+    with connect() as other:
+        other.execute("COMMENT ON FUNCTION pgsignals_plane_events() IS '{\"pgsignals\": 1}'")
+    assert states(plane)["plane_events"] == "outdated"
+    done: list[Any] = []
+
+    def second() -> None:
+        try:
+            done.append(sync.renew_outdated("default", plane.state.apps, {}))
+        except Exception as error:
+            done.append(error)
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=second)
+    with connect() as watcher:
+        with transaction.atomic():
+            first = sync.renew_outdated("default", plane.state.apps, {})
+            thread.start()
+            until(lambda: waiting_for_advisory_lock(watcher))
+        thread.join(30)
+    assert [(row.name, row.problem) for row in first] == [("plane_events", "")]
+    assert done == [[]]
+    assert states(plane)["plane_events"] == "installed"
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -36,8 +36,8 @@ OFTEN = json.dumps({"PROBE_EVERY": 0.1, "RECONNECT_MAX": 0.1})
 
 
 @contextmanager
-def database_closed() -> Iterator[None]:
-    """All relays' connections are ended, and nobody gets a new one."""
+def database_closed(also_to_relays: bool = True) -> Iterator[psycopg.Connection]:
+    """Nobody gets a new connection, and those of relays are ended, or left."""
     said = connection.settings_dict
     place = {"host": said["HOST"], "port": said["PORT"] or None, "user": said["USER"], "dbname": "postgres"}
     allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
@@ -45,10 +45,11 @@ def database_closed() -> Iterator[None]:
     with psycopg.connect(**place, autocommit=True) as admin:
         admin.execute(allow.format(name, sql.Literal(False)))
         try:
-            admin.execute(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ '^pgsignals'"
-            )
-            yield
+            if also_to_relays:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name ~ '^pgsignals'"
+                )
+            yield admin
         finally:
             admin.execute(allow.format(name, sql.Literal(True)))
 
@@ -84,6 +85,14 @@ def test_the_health_file_is_touched_while_delivery_is_proven_and_only_then(start
         until(
             lambda: [line for line in command.err.items if "Connecting again" in line], lambda now: len(now) > tries + 3
         )
+        assert touched() == stands
+    until(touched, lambda now: now > stands)
+    with database_closed(also_to_relays=False) as admin:
+        # It is connected, and that it hears cannot be proven.
+        proving = "SELECT query_start FROM pg_stat_activity WHERE application_name ~ '^pgsignals listen.* proving '"
+        began = until(lambda: admin.execute(proving).fetchone())
+        stands = touched()
+        until(lambda: admin.execute(proving).fetchone(), lambda now: now is not None and now > began)
         assert touched() == stands
     until(touched, lambda now: now > stands)
     command.send(signal.SIGTERM)
@@ -262,6 +271,7 @@ def test_with_debug_it_starts_anew_when_code_changes(start: Start, app: Path) ->
     command.says("first 1")
     # Once a second the reloader looks at the files, and only at those that it has seen before.
     until(lambda: _edited(app, "second", command))
+    # The new process may be replaced once more, where it saw the file before it was written for the last time.
     until(lambda: (publish("app_events", 2), [line for line in command.err.items if line == "second 2"])[1])
     command.send(signal.SIGTERM)
     command.ended()
@@ -272,7 +282,7 @@ def test_with_debug_it_starts_anew_when_code_changes(start: Start, app: Path) ->
 
 def _edited(app: Path, text: str, command: Command) -> bool:
     write(app, text)
-    return len([line for line in command.err.items if LISTENS in line]) > 1
+    return any("changed, reloading" in line for line in command.err.items)
 
 
 def test_no_reload_keeps_it_as_it_is(start: Start, app: Path) -> None:

@@ -82,6 +82,22 @@ def test_a_payload_without_our_form_is_refused_with_the_reason(payload: Any, rea
         Decoder("default").decode(wire.CHANNEL, text)
 
 
+@pytest.mark.parametrize("context", [r'{"a": "\ud800"}', '{"a": 1e999}', r'{"\udfff": [1E400]}'])
+def test_a_context_that_only_postgresql_takes_for_json_is_left_out(
+    context: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any role may set it; the event is there all the same. As a notification, and in the log."""
+    text = json.dumps(GOOD)[:-1] + f', "k": {context}}}'
+    (event,) = Decoder("default").decode(wire.CHANNEL, text)
+    assert (event.pk, dict(event.new or {}), dict(event.context)) == (1, {"status": "b"}, {})
+    assert "The context of an event of shop.order cannot be read" in caplog.text
+    head = f'{{"v": 1, "m": "shop.order", "o": "u", "f": ["status"], "c": ["status"], "k": {context}}}'
+    assert wire.parse_head(head).context == {}
+    assert wire.parse_head(head).changed == {"status"}
+    with pytest.raises(wire.WireError, match="got `int`"):
+        wire.parse_rows(text.replace('"shop.order"', "7"))
+
+
 def test_a_newer_version_is_told_apart_from_rubbish() -> None:
     """It is no stranger's mistake but a newer deploy, whose events this process cannot read."""
     with pytest.raises(wire.UnknownVersion, match=r"version 2.*reads version 1.*deploy the same version"):

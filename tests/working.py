@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from django.db import connection
 from django.test import override_settings
 
+from pgsignals.durable.housekeeping import Housekeeper
 from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.receivers import registry
 from pgsignals.tables import DEAD, DELAYED, GROUP, LOG, PARKED, PARTITION, PROCESSED, WORKER
@@ -34,13 +35,15 @@ def until(condition: Callable[[], object], what: str = "it") -> None:
 def working(*names: str, count: int = 1, **settings: object) -> Iterator[Workers]:
     """The workers of these groups, or of all, which start before the block and end after it."""
     with override_settings(PGSIGNALS={"LOG_POLL": 0.05, **settings}):
-        workers = Workers("default", chosen_groups(names, registry), count)
+        workers, keeper = Workers("default", chosen_groups(names, registry), count), Housekeeper("default")
         workers.start()
+        keeper.start()
         try:
             until(lambda: all(held(worker.group) for worker in workers.workers), "the partitions")
             yield workers
         finally:
             workers.stop()
+            keeper.stop()
 
 
 def held(group: str) -> bool:

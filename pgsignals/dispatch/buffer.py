@@ -31,7 +31,7 @@ class Buffer:
     def __init__(self, database: str, megabytes: int, overflowed: Callable[[Gap], None] | None = None) -> None:
         self.dropped = 0
         """Events that had to give way, since the start."""
-        self._database = database
+        self.database = database
         self._limit = megabytes * 1_000_000
         self._items: deque[tuple[Item, int, float]] = deque()
         """With their sizes, and when they arrived (Unix time)."""
@@ -59,10 +59,12 @@ class Buffer:
             logger.warning("Receivers are too slow: the buffer is full, and its oldest events are dropped.")
         # A gap that nobody heard of becomes a part of this one.
         gaps = [one for one in (self._overflow, item) if isinstance(one, Gap)]
+        now = datetime.now(UTC)
         self._overflow = Gap(
-            self._database,
-            since=min([datetime.fromtimestamp(arrived, UTC), *(gap.since for gap in gaps)]),
-            until=datetime.now(UTC),
+            self.database,
+            # The clock may have been set back.
+            since=min([now, datetime.fromtimestamp(arrived, UTC), *(gap.since for gap in gaps)]),
+            until=now,
             cause="overflow",
             connected=any(gap.connected for gap in gaps),
         )

@@ -121,6 +121,7 @@ def send_pg_event(event: PgEvent) -> None:
 
 def send_gap(gap: Gap) -> None:
     """Send the signals `relay_connected` and `relay_gap`."""
+    renew(gap)
     if gap.connected:
         _tell(relay_connected, database=gap.database)
     if gap.cause != START:
@@ -144,6 +145,18 @@ SIGNAL_GAP = Receiver(send_gap)
 def refresh() -> None:
     """As around a request: a connection that died, or is too old, is not handed to the next receiver."""
     close_old_connections()
+
+
+def renew(gap: Gap) -> None:
+    """When the relay's connection was lost, so were ours, and Django notices only when a query has failed.
+
+    Whoever makes anew what he knows, as he must at a gap, would be the first to ask.
+    """
+    if not gap.connected or gap.cause == START:
+        return
+    for connection in connections.all(initialized_only=True):
+        if connection.alias == gap.database and not connection.in_atomic_block:
+            connection.close()
 
 
 def tidy(receiver: Receiver) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 
 from .. import conf
 from ..event import PgEvent, Source, together
@@ -14,6 +16,8 @@ from ..signals import pg_event
 from ..sink import START, Gap
 from .buffer import Buffer
 from .calling import SIGNAL_GAP, SIGNAL_PG_EVENT, Argument
+
+logger = logging.getLogger("pgsignals.dispatch")
 
 Run = tuple[Receiver, Iterator[Argument]]
 """A receiver, and what it is to be called with, one after the other."""
@@ -34,10 +38,19 @@ class Feed:
 
     is_async: for which kind of receivers. The Django signals are synchronous.
     wants: whether a receiver is to be called in this process.
+    lost: called with the gap that `abandon` leaves.
     """
 
-    def __init__(self, buffer: Buffer, registry: Registry, is_async: bool, wants: Callable[[Receiver], bool]) -> None:
+    def __init__(
+        self,
+        buffer: Buffer,
+        registry: Registry,
+        is_async: bool,
+        wants: Callable[[Receiver], bool],
+        lost: Callable[[Gap], None],
+    ) -> None:
         self.buffer = buffer
+        self._lost = lost
         self._registry = registry
         self._is_async = is_async
         self._wants = wants
@@ -85,6 +98,22 @@ class Feed:
         oldest = self._taken_since or self.buffer.oldest
         seconds = time.time() - oldest if oldest else 0.0
         return self._later + operator.length_hint(self._run) + self.buffer.events, max(seconds, 0.0)
+
+    def abandon(self, error: BaseException) -> None:
+        """Give up what was taken and has not been worked off, because of an error that is no receiver's."""
+        since, self._taken_since = self._taken_since, None
+        self._later, self._run = 0, iter(())
+        self._batches.clear()
+        if since is not None:
+            cause = f"receivers could not be called: {type(error).__name__}"
+            self._lost(
+                Gap(self.buffer.database, datetime.fromtimestamp(since, UTC), datetime.now(UTC), cause, connected=False)
+            )
+        logger.error(
+            "Calling receivers failed, and goes on with the events to come. %s.",
+            "Nothing is lost" if since is None else "Those that had been taken may be lost; receivers of gaps are told",
+            exc_info=error,
+        )
 
     def _of_events(self, events: Sequence[PgEvent]) -> Iterator[Run]:
         """Neighbours that go to the same receivers make one run."""

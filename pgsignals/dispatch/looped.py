@@ -7,16 +7,26 @@ after the other, without a task for each event; one that waits leaves the feed t
 from __future__ import annotations
 
 import asyncio
+import logging
 import operator
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 from asgiref.sync import sync_to_async
 
 from .. import conf
 from ..receivers import Receiver
-from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, report, tidy
+from ..sink import Gap
+from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, renew, report, tidy
 from .feed import Feed, Run
+from .threaded import PAUSE
+
+logger = logging.getLogger("pgsignals.dispatch")
+
+_LOOK_WITHIN = 1.0
+"""Seconds that receivers wait until Django's connections have been looked after."""
 
 _IN_A_ROW = 200
 """Calls after which others may use the event loop, although no receiver waited for anything."""
@@ -39,6 +49,8 @@ class Looped:
         self._most = conf.get().CONCURRENCY
         self._last_used: Receiver | None = None
         """A receiver that took long enough to have used the database, since connections were looked after."""
+        self._to_look_after: Receiver | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     def wake(self) -> None:
         """There is something to do."""
@@ -58,7 +70,8 @@ class Looped:
                 waiter.set_result(None)
         if not self._tasks:
             return
-        _, late = await asyncio.wait(self._tasks, timeout=within)
+        tasks = [*self._tasks, *([self._looking] if self._looking is not None else [])]
+        _, late = await asyncio.wait(tasks, timeout=within)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -71,18 +84,33 @@ class Looped:
 
     async def _work(self, number: int) -> None:
         while not self._stopping:
-            if (run := self._next_run()) is not None:
-                if self._idle or len(self._tasks) < self._most:
-                    self._more()
-                await self._work_off(number, *run)
-            elif self._last_used is not None and not self._running:
-                # Once for all that waited: it costs a way to another thread and back.
-                used, self._last_used = self._last_used, None
-                await sync_to_async(_look_after_connections)(used)
-            else:
-                waiter = asyncio.get_running_loop().create_future()
-                self._idle.append(waiter)
-                await waiter
+            try:
+                await self._work_once(number)
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
+                self._failed(number, error)
+                await asyncio.sleep(PAUSE)
+
+    async def _work_once(self, number: int) -> None:
+        if (run := self._next_run()) is not None:
+            if self._idle or len(self._tasks) < self._most:
+                self._more()
+            await self._work_off(number, *run)
+        elif self._last_used is not None and not self._running:
+            # Once for all that waited: it costs a way to another thread and back.
+            used, self._last_used = self._last_used, None
+            await self._look_after(used)
+        else:
+            waiter = asyncio.get_running_loop().create_future()
+            self._idle.append(waiter)
+            await waiter
+
+    def _failed(self, number: int, error: BaseException) -> None:
+        self._runs = self._run = None
+        self._running.pop(number, None)
+        with suppress(BaseException):  # what failed may be the project's logging
+            self.feed.abandon(error)
 
     def _next_run(self) -> Run | None:
         """The run from which another task takes already, or the next one."""
@@ -112,6 +140,8 @@ class Looped:
         plain = timeout is None and not receiver.options.batch
         brief, spent = 0, 0.0
         for in_a_row, argument in enumerate(run, start=1):
+            if argument.__class__ is Gap:
+                await self._renew(argument)
             began = clock()
             self._running[number] = (receiver, began)
             error: BaseException | None = None
@@ -146,7 +176,28 @@ class Looped:
         self._slowness.ended(receiver, seconds, argument)
         if error is not None:
             report(receiver.function, receiver.name, argument, error)
-            await sync_to_async(_look_after_connections)(receiver)
+            await self._look_after(receiver)
+
+    async def _look_after(self, receiver: Receiver) -> None:
+        """Have connections looked after in the thread that Django uses, when it comes to it.
+
+        A query that hangs there holds up whoever needs the database next, but not those who do not.
+        """
+        self._to_look_after = receiver
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="pgsignals-connections")
+        await asyncio.wait([self._looking], timeout=_LOOK_WITHIN)
+
+    async def _renew(self, gap: Any) -> None:
+        await asyncio.wait([asyncio.ensure_future(sync_to_async(renew)(gap))], timeout=_LOOK_WITHIN)
+
+    async def _look(self) -> None:
+        while (receiver := self._to_look_after) is not None:
+            self._to_look_after = None
+            try:
+                await sync_to_async(_look_after_connections)(receiver)
+            except Exception:
+                logger.exception("Connections could not be looked after when the receiver %s had ended.", receiver.name)
 
 
 def _is_cancelled() -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
+from datetime import UTC, datetime, timedelta
 
 from .. import conf
 from ..event import PgEvent
@@ -23,6 +24,10 @@ logger = logging.getLogger("pgsignals.dispatch")
 
 _WAKE_EVERY = 0.001
 """Seconds, at least, between two times that the receivers' thread is woken."""
+
+_UNSURE = 32.0
+"""Seconds before it takes over in which the relay before may have been deaf: in half a minute the server notices a line
+that is dead, and within another second or two somebody else tries."""
 
 _WATCH_EVERY = 0.25
 """Seconds between two looks at running receivers."""
@@ -46,15 +51,17 @@ class ReceiversSink(Sink):
         self.registry = registry
         self.which = which
         self.stop_within = stop_within
+        self._database = database
         self._held: frozenset[str] = frozenset()
+        self._listens = False
         self._known_for: int | None = None
         """The registry's version when was looked who waits for anything."""
         self._for_threads = self._for_loops = False
         megabytes, slowness = conf.get().BUFFER, Slowness()
         self._for_thread = Buffer(database, megabytes, self.gap)
         self._for_loop = Buffer(database, megabytes, self.gap)
-        self.threaded = Threaded(Feed(self._for_thread, registry, False, self._wants), slowness)
-        self.looped = Looped(Feed(self._for_loop, registry, True, self._wants), slowness)
+        self.threaded = Threaded(Feed(self._for_thread, registry, False, self._wants, self.gap), slowness)
+        self.looped = Looped(Feed(self._for_loop, registry, True, self._wants, self.gap), slowness)
         self._watching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = 0.0
@@ -102,6 +109,7 @@ class ReceiversSink(Sink):
 
         May be called from any thread.
         """
+        self._listens = self._listens or gap.connected
         self._for_thread.put(gap)
         self.threaded.wake()
         wanted = self.registry.of_gaps(start=gap.cause == START)
@@ -113,9 +121,21 @@ class ReceiversSink(Sink):
         """To call the receivers with once=True, each."""
         return [one.duty for one in self.registry if one.duty is not None and self._chosen(one)]
 
+    def lost(self, cause: str) -> None:
+        """What is gained before the next gap lies in it."""
+        self._listens = False
+
     def lead(self, held: frozenset[str]) -> None:
-        """From now on those are called whose duty this relay has."""
-        self._held = held
+        """From now on those are called whose duty this relay has.
+
+        What happened between the end of another relay and this moment they missed.
+        """
+        before, self._held = self._held, held
+        gained = [one.name for one in self.registry if one.duty is not None and one.duty in held - before]
+        if gained and self._listens:
+            now, names = datetime.now(UTC), ", ".join(gained)
+            cause = f"another relay called these receivers until now: {names}"
+            self.gap(Gap(self._database, now - timedelta(seconds=_UNSURE), now, cause, connected=False))
         self._known_for = None
         self.threaded.feed.forget()
         self.looped.feed.forget()
@@ -151,5 +171,8 @@ class ReceiversSink(Sink):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_EVERY)
-            self.threaded.watch()
-            self.looped.watch()
+            for kind in (self.threaded, self.looped):
+                try:
+                    kind.watch()
+                except Exception:
+                    logger.exception("Running receivers could not be watched. Trying again.")

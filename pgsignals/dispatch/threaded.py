@@ -27,6 +27,9 @@ _MOST_LEFT_BEHIND = 10
 
 _CLOSED = -1
 
+PAUSE = 0.1
+"""Seconds until the next attempt after a failure that is no receiver's."""
+
 Token = list[None]
 """Whoever empties it, the call that ends or the watch that gives it up, has it."""
 
@@ -65,12 +68,15 @@ class Threaded:
         """Let the running receiver finish."""
         self._stopping = True
         self.wake()
-        await asyncio.to_thread(self._thread.join, within)
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join, within)
         if self._thread.is_alive():
             logger.warning("A receiver still runs after %s s; it is left behind.", within)
 
     def watch(self) -> None:
         """See whether a receiver takes its time. Called now and then, in another thread."""
+        if self._thread.ident is None:
+            self._start_another()
         if (running := self._running) is None:
             return
         receiver, since, argument, token = running
@@ -89,14 +95,28 @@ class Threaded:
     def _work(self) -> None:
         mine = True
         while mine and not self._stopping:
-            if self._runs is None:
-                os.read(self._bell, 65536)
-                self._runs = self.feed.runs()
-            mine = self._work_off(self._runs)
-            refresh()
+            try:
+                mine = self._work_once()
+            except BaseException as error:  # a thread that ended would leave all receivers deaf, and nobody would know
+                self._failed(error)
         connections.close_all()
         if mine:
             self._close()
+
+    def _work_once(self) -> bool:
+        """Whether this thread is still the one that works."""
+        if self._runs is None:
+            os.read(self._bell, 65536)
+            self._runs = self.feed.runs()
+        mine = self._work_off(self._runs)
+        refresh()
+        return mine
+
+    def _failed(self, error: BaseException) -> None:
+        self._runs = self._run = self._running = None
+        with suppress(BaseException):  # what failed may be the project's logging
+            self.feed.abandon(error)
+        time.sleep(PAUSE)
 
     def _close(self) -> None:
         with self._lock:
@@ -182,12 +202,18 @@ class Threaded:
         self._running = None
         self._left_behind.append(self._thread)
         self._thread = self._new_thread()
-        self._thread.start()
+        self._start_another()
         count(receiver, argument, seconds, failed=True)
         text = (
             f"no end after {seconds:.1f} s; it is left behind in its thread, and the next event is handled in another"
         )
         report(receiver.function, receiver.name, argument, TimeoutError(text))
+
+    def _start_another(self) -> None:
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            logger.error("The system gives no thread for receivers (%s); they wait. Trying again.", error)
 
 
 def _take(token: Token) -> bool:

@@ -12,7 +12,7 @@ from django.db import connections, transaction
 
 from .. import conf
 from ..tables import DEAD, GROUP, LOG, PARKED, PARTITION, WORKER
-from .reading import BEGINNING, SNAPSHOT
+from .reading import BEGINNING, SNAPSHOT, was_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,15 +62,25 @@ FROM {GROUP} AS g, LATERAL (
     SELECT count(*) AS workers FROM {WORKER} WHERE group_name = g.name
         AND seen_at > clock_timestamp() - %(lease)s * interval '1 second'
 ) AS w, LATERAL (
+    -- As groups read: what came after the snapshot, and the few transactions that ran at it.
     SELECT count(*) AS count, extract(epoch FROM clock_timestamp() - min(at))::float8 AS seconds FROM (
-        SELECT one.at FROM {PARTITION} AS q, LATERAL (
-            SELECT at FROM {LOG} WHERE slot %% g.partitions = q.number
-                AND xid >= pg_snapshot_xmin(q.since)
-                AND NOT pg_visible_in_snapshot(xid, q.since)
-                AND NOT (pg_visible_in_snapshot(xid, q.until) AND id <= q.last_id)
-            ORDER BY xid LIMIT %(most)s
-        ) AS one WHERE q.group_name = g.name LIMIT %(most)s
-    ) AS unread
+        SELECT unread.at FROM (
+            SELECT since::text::pg_snapshot AS since, until::text::pg_snapshot AS until, last_id,
+                array_agg(number::integer) AS numbers
+            FROM {PARTITION} WHERE group_name = g.name GROUP BY since::text, until::text, last_id
+        ) AS q, LATERAL (
+            (
+                SELECT at FROM {LOG} AS one WHERE xid >= pg_snapshot_xmax(q.since)
+                    AND slot %% g.partitions = ANY (q.numbers) AND NOT {was_read("one", "q")}
+                ORDER BY xid LIMIT %(most)s
+            ) UNION ALL (
+                SELECT late.at FROM pg_snapshot_xip(q.since) AS running (xid), LATERAL (
+                    SELECT at FROM {LOG} AS one WHERE one.xid = running.xid
+                        AND slot %% g.partitions = ANY (q.numbers) AND NOT {was_read("one", "q")} LIMIT %(most)s
+                ) AS late
+            )
+        ) AS unread LIMIT %(most)s
+    ) AS lagging
 ) AS lag, LATERAL (
     SELECT count(*) AS count FROM {PARKED} WHERE group_name = g.name
 ) AS parked, LATERAL (
@@ -89,6 +99,24 @@ def status(database: str) -> list[GroupStatus]:
         settings = conf.get()
         cursor.execute(_STATUS, {"keep": settings.LOG_KEEP, "lease": settings.LEASE, "most": COUNTED})
         return [GroupStatus(*row) for row in cursor.fetchall()]
+
+
+_SOURCES = f"""
+WITH RECURSIVE found (source) AS (
+    (SELECT source FROM {LOG} ORDER BY source LIMIT 1)
+    UNION ALL
+    SELECT (SELECT source FROM {LOG} WHERE source > found.source ORDER BY source LIMIT 1) FROM found
+    WHERE found.source IS NOT NULL
+)
+SELECT source FROM found WHERE source IS NOT NULL
+"""
+
+
+def sources(database: str) -> list[str]:
+    """The models, by their labels, and the channels of which the log has events: from one to the next in the index."""
+    with connections[database].cursor() as cursor:
+        cursor.execute(_SOURCES)
+        return [source for (source,) in cursor.fetchall()]
 
 
 def pause(database: str, group: str) -> None:
@@ -134,31 +162,43 @@ def replay(
     model: only of this model, or this channel. key: only of this key, as JSON (17, or "ada" with its quotes).
 
     Without these the group's position goes back, and what it had parked or not yet handled comes in its order. With one
-    of them copies are parked, and handled as retries are. Raises NoSuchGroup.
+    of them copies of those that it has handled are parked, and handled as retries are. Raises NoSuchGroup.
     """
-    where, arguments = "at >= %s", [since]
+    where, arguments = "one.at >= %s", [since]
     for column, wanted in (("source", model and model.lower() if model and "." in model else model), ("key", key)):
         if wanted is not None:
-            where += f" AND {column} = %s"
+            where += f" AND one.{column} = %s"
             arguments.append(wanted)  # type: ignore[arg-type]
     with transaction.atomic(using=database), connections[database].cursor() as cursor:
         cursor.execute(f"SELECT 1 FROM {GROUP} WHERE name = %s FOR UPDATE", [group])
         _check(cursor, group)
-        cursor.execute(f"SELECT count(*), min(id) FROM {LOG} WHERE {where}", arguments)
+        if model is not None or key is not None:
+            if dry_run:
+                cursor.execute(_HANDLED.format(what="count(*)", where=where), [group, *arguments])
+                return int(cursor.fetchone()[0])
+            cursor.execute(_PARK_COPIES.format(handled=_HANDLED.format(what=_COPY, where=where)), [group, *arguments])
+            return int(cursor.rowcount)
+        cursor.execute(f"SELECT count(*), min(id) FROM {LOG} AS one WHERE {where}", arguments)
         count, first = cursor.fetchone()
-        if dry_run or not count:
-            return int(count)
-        if model is None and key is None:
+        if count and not dry_run:
+            # A group that is not as far as that has earlier ones to handle yet.
+            cursor.execute(_FIRST_UNREAD, [group])
+            unread = cursor.fetchone()[0]
             with _moved(database, group) as move:
-                move(BEGINNING, first - 1)
-            return int(count)
-        cursor.execute(
-            f"INSERT INTO {PARKED} (group_name, event_id, xid, at, source, op, key, slot, head, body) "
-            f"SELECT %s, id, xid, at, source, op, key, slot, head, body FROM {LOG} WHERE {where} "
-            "ON CONFLICT (group_name, event_id) DO UPDATE SET next_at = now()",
-            [group, *arguments],
-        )
-    return int(count)
+                move(BEGINNING, (first if unread is None else min(first, unread)) - 1)
+        return int(count)
+
+
+_OF_GROUP = f"""
+FROM {LOG} AS one, {PARTITION} AS q, {GROUP} AS g WHERE g.name = %s AND q.group_name = g.name
+    AND one.slot %% g.partitions = q.number"""
+_FIRST_UNREAD = f"SELECT min(one.id) {_OF_GROUP} AND NOT {was_read('one', 'q')}"
+_HANDLED = f"SELECT {{what}} {_OF_GROUP} AND {was_read('one', 'q')} AND {{where}}"
+_COPY = "g.name, one.id, one.xid, one.at, one.source, one.op, one.key, one.slot, one.head, one.body"
+_PARK_COPIES = (
+    f"INSERT INTO {PARKED} (group_name, event_id, xid, at, source, op, key, slot, head, body) {{handled}} "
+    "ON CONFLICT (group_name, event_id) DO UPDATE SET next_at = now()"
+)
 
 
 def requeue(database: str, letters: Collection[int]) -> int:

@@ -114,14 +114,20 @@ class Parked:
     row: Row
 
 
+# Those that wait behind an earlier one of their key are due at once; but not before that one is.
+_FREE = f"""NOT EXISTS (
+        SELECT FROM {PARKED} AS earlier WHERE earlier.group_name = one.group_name AND earlier.source = one.source
+            AND earlier.key = one.key AND earlier.event_id < one.event_id AND earlier.next_at > clock_timestamp()
+    )"""
 _DUE = f"""
 SELECT id, attempts, event_id, xid::text, at, source, key, head, body, slot, op FROM {PARKED} AS one
 WHERE group_name = %(group)s AND slot %% %(partitions)s = ANY (%(numbers)s) AND next_at <= clock_timestamp()
-    AND NOT EXISTS (
-        SELECT FROM {PARKED} AS earlier WHERE earlier.group_name = one.group_name AND earlier.source = one.source
-            AND earlier.key = one.key AND earlier.event_id < one.event_id AND earlier.next_at > clock_timestamp()
-    )
+    AND {_FREE}
 ORDER BY event_id LIMIT %(limit)s
+"""
+_NEXT = f"""
+SELECT extract(epoch FROM min(next_at) - clock_timestamp())::float8 FROM {PARKED} AS one
+WHERE group_name = %(group)s AND slot %% %(partitions)s = ANY (%(numbers)s) AND {_FREE}
 """
 _BLOCKED = f"""
 SELECT DISTINCT source, key FROM {PARKED}
@@ -145,13 +151,17 @@ def blocked(
     return set(connection.execute(_BLOCKED, given).fetchall())
 
 
-def next_due(connection: psycopg.Connection[Any], group: str) -> float | None:
+def next_due(connection: psycopg.Connection[Any], group: str, partitions: int, numbers: Sequence[int]) -> float | None:
     """Seconds until a parked event is due; None where there is none."""
-    row = connection.execute(
-        f"SELECT extract(epoch FROM min(next_at) - clock_timestamp())::float8 FROM {PARKED} WHERE group_name = %s",
-        [group],
-    ).fetchone()
+    given = {"group": group, "partitions": partitions, "numbers": list(numbers)}
+    row = connection.execute(_NEXT, given).fetchone()
     return None if row is None else row[0]
+
+
+def has_due(connection: psycopg.Connection[Any], group: str) -> bool:
+    """Whether a parked event of the group is due."""
+    wait = next_due(connection, group, 1, [0])
+    return wait is not None and wait <= 0
 
 
 _HELD = f"EXISTS (SELECT FROM {PARTITION} AS held WHERE held.id = %s AND held.epoch = %s AND held.owner IS NOT NULL)"

@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 
-from ..tables import GROUP, PARKED, PARTITION, WORKER
+from ..tables import GROUP, PARTITION, WORKER
 from .reading import Horizon, Position, age, beginning, horizon, one
 
 
@@ -96,13 +96,10 @@ def presence(worker: str) -> tuple[str, list[Any]]:
     return f"UPDATE {WORKER} SET seen_at = now() WHERE name = %s", [worker]
 
 
-def is_finished(connection: psycopg.Connection[Any], group: str, until: Horizon) -> bool:
-    """Whether all partitions have reached a horizon, and no parked event is due."""
+def has_reached(connection: psycopg.Connection[Any], group: str, until: Horizon) -> bool:
+    """Whether all partitions of a group have been read up to a horizon."""
     since = connection.execute(f"SELECT since::text FROM {PARTITION} WHERE group_name = %s", [group]).fetchall()
-    if any(age(snapshot) < age(until.snapshot) for (snapshot,) in since):
-        return False
-    due = f"SELECT EXISTS (SELECT FROM {PARKED} WHERE group_name = %s AND next_at <= clock_timestamp())"
-    return not one(connection.execute(due, [group]))[0]
+    return all(age(snapshot) >= age(until.snapshot) for (snapshot,) in since)
 
 
 # Of leases.
@@ -137,7 +134,7 @@ def acquire(connection: psycopg.Connection[Any], worker: str, group: str, most: 
             failures=row[6],
             position=Position(*row[7:]),
         )
-        for row in rows
+        for row in sorted(rows, key=lambda row: int(row[1]))
     ]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import connections
 
 from .. import conf
-from ..dispatch.calling import BRIEF, Slowness, count, refresh, report, tidy
+from ..dispatch.calling import BRIEF, Slowness, count, count_brief, refresh, report, tidy
 from ..event import PgEvent, Source, together
 from ..receivers import MAX_ATTEMPTS, Receiver, Registry
 from .failures import Discard, Retry
@@ -73,33 +73,60 @@ class Handler:
         return None
 
     def call_lists(
-        self, events: Sequence[PgEvent], may_go_on: Callable[[], None]
-    ) -> list[tuple[PgEvent, BaseException]]:
-        """Call the receivers that want lists; one that fails gets the events one by one. The events that failed."""
-        failed: dict[int, tuple[PgEvent, BaseException]] = {}
+        self, events: Sequence[PgEvent], may_go_on: Callable[[], None], key: Callable[[PgEvent], Hashable]
+    ) -> list[tuple[PgEvent, BaseException | None]]:
+        """Call the receivers that want lists; one that fails gets the events one by one.
+
+        The events that failed; and, without an error, those that were not tried because one of their key had failed.
+        """
+        failed: dict[int, tuple[PgEvent, BaseException | None]] = {}
+        keys: set[Hashable] = set()
+        for receiver, its in self._wanted(events).items():
+            limit = conf.get().BATCH
+            for start in range(0, len(its), limit):
+                free: list[PgEvent] = []
+                for event in its[start : start + limit]:
+                    if key(event) in keys:
+                        failed.setdefault(id(event), (event, None))
+                    else:
+                        free.append(event)
+                if free:
+                    may_go_on()
+                    failed |= self._call_list(receiver, free, may_go_on, key, keys)
+        return list(failed.values())
+
+    def _call_list(
+        self,
+        receiver: Receiver,
+        events: list[PgEvent],
+        may_go_on: Callable[[], None],
+        key: Callable[[PgEvent], Hashable],
+        keys: set[Hashable],
+    ) -> dict[int, tuple[PgEvent, BaseException | None]]:
+        error = self.call(receiver, together(events))
+        if error is None:
+            return {}
+        failed: dict[int, tuple[PgEvent, BaseException | None]] = {}
+        for event in events:
+            if key(event) in keys:
+                failed[id(event)] = (event, None)
+                continue
+            if len(events) > 1:
+                may_go_on()
+                error = self.call(receiver, together([event]))
+            if error is not None:
+                failed[id(event)] = (event, error)
+                keys.add(key(event))
+        return failed
+
+    def _wanted(self, events: Sequence[PgEvent]) -> dict[Receiver, list[PgEvent]]:
+        """The receivers that want lists, with the events of each."""
         wanted: dict[Receiver, list[PgEvent]] = {}
         for event in events:
             for receiver in self.receivers(event):
                 if receiver.options.batch:
                     wanted.setdefault(receiver, []).append(event)
-        for receiver, its in wanted.items():
-            limit = conf.get().BATCH
-            for start in range(0, len(its), limit):
-                piece = [event for event in its[start : start + limit] if id(event) not in failed]
-                if not piece:
-                    continue
-                may_go_on()
-                error = self.call(receiver, together(piece))
-                if error is None:
-                    continue
-                if len(piece) == 1:
-                    failed[id(piece[0])] = (piece[0], error)
-                    continue
-                for event in piece:
-                    may_go_on()
-                    if (error := self.call(receiver, together([event]))) is not None:
-                        failed[id(event)] = (event, error)
-        return list(failed.values())
+        return wanted
 
     def call(self, receiver: Receiver, argument: Any, *, keep_transaction: bool = False) -> BaseException | None:
         """Call one receiver. What it raised, or None; also for what it asked to discard."""
@@ -117,6 +144,10 @@ class Handler:
             error = raised
         seconds = time.perf_counter() - began
         self._running = None
+        if error is None and seconds < BRIEF and not receiver.options.batch:
+            # Nothing else can have happened in so short a time.
+            count_brief(receiver, 1, seconds)
+            return None
         count(receiver, argument, seconds, failed=error is not None)
         if error is not None and not isinstance(error, Retry):
             report(receiver.function, receiver.name, argument, error)

@@ -12,12 +12,10 @@ on counting.
 from __future__ import annotations
 
 import logging
-from typing import Any
-
-import psycopg
 
 from ..tables import IDENTITY, LOG, PARTITION
-from .reading import one
+from .line import Line
+from .reading import one, was_read
 from .schema import LOCK
 
 logger = logging.getLogger("pgsignals.durable")
@@ -34,16 +32,14 @@ UPDATE {PARTITION} AS moved SET since = %(snapshot)s::pg_snapshot, until = %(sna
     claimed_id = NULL, careful_id = NULL, claims = 0, owner = NULL, leased_until = NULL, epoch = epoch + 1
 FROM (
     SELECT position.id, coalesce((
-        SELECT min(one.id) FROM {LOG} AS one WHERE one.id > position.until_ceiling OR (
-            NOT pg_visible_in_snapshot(one.xid, position.since)
-            AND NOT (pg_visible_in_snapshot(one.xid, position.until) AND one.id <= position.last_id)
-        )
+        SELECT min(one.id) FROM {LOG} AS one
+        WHERE one.id > position.until_ceiling OR NOT {was_read("one", "position")}
     ), (SELECT coalesce(max(id), 0) + 1 FROM {LOG})) AS unread FROM {PARTITION} AS position
 ) AS first WHERE first.id = moved.id
 """
 
 
-def recognise(connection: psycopg.Connection[Any]) -> bool:
+def recognise(connection: Line) -> bool:
     """Put a log right that came from another cluster. Whether it had.
 
     The connection is in autocommit. Writers wait meanwhile.
@@ -51,7 +47,7 @@ def recognise(connection: psycopg.Connection[Any]) -> bool:
     known, here = one(connection.execute(_COMPARE))
     if known == here:
         return False
-    with connection.transaction():
+    with connection.patient(), connection.transaction():
         connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", LOCK)
         known, here = one(connection.execute(_COMPARE))
         if known == here:

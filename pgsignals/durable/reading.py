@@ -16,6 +16,7 @@ Two scans of indexes find a window's rows, whatever its size and the log's:
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import uuid
@@ -26,8 +27,13 @@ from typing import Any
 import psycopg
 from django.db import connections
 
+from .. import conf
 from ..decode import LogRow
 from ..tables import IDS, LOG
+from .line import Line, open_line
+
+_LEASES = 12
+"""A call that takes as long as so many leases is not waited for any more."""
 
 BEGINNING = "1:1:"
 """The snapshot at which nothing was over."""
@@ -110,6 +116,14 @@ def opened(connection: psycopg.Connection[Any], position: Position, horizon: Hor
     return Position(position.since, floor, horizon.snapshot, 0, horizon.ceiling)
 
 
+def was_read(event: str, position: str) -> str:
+    """The SQL of whether a row of the log lies before a position, given the names of both."""
+    return (
+        f"(pg_visible_in_snapshot({event}.xid, {position}.since) "
+        f"OR (pg_visible_in_snapshot({event}.xid, {position}.until) AND {event}.id <= {position}.last_id))"
+    )
+
+
 def one(cursor: psycopg.Cursor[Any]) -> Any:
     """The row of a query that always has one."""
     return cursor.fetchone()
@@ -159,8 +173,9 @@ def as_log_row(row: Row) -> LogRow:
     return row[:7]
 
 
-def connect(database: str, name: str) -> psycopg.Connection[Any]:
+def connect(database: str, name: str) -> Line:
     """A connection of our own to where Django's alias points, in autocommit. Raises psycopg.Error."""
+    settings = conf.get()
     wrapper = connections[database]
     given: dict[str, Any] = dict(wrapper.get_connection_params())
     for ours in ("cursor_factory", "context"):
@@ -169,7 +184,8 @@ def connect(database: str, name: str) -> psycopg.Connection[Any]:
     threshold = given.pop("prepare_threshold", None)
     own = given.get("application_name")
     given["application_name"] = f"{name} {own}" if own else name
-    connection = psycopg.connect(**given, autocommit=True)
+    given.setdefault("connect_timeout", math.ceil(settings.CONNECT_TIMEOUT))
+    connection = open_line(_LEASES * settings.LEASE, **given)
     connection.prepare_threshold = threshold
     return connection
 

@@ -21,8 +21,9 @@ from ..event import PgEvent
 from ..sink import Companion, Deliver
 from ..tables import LOG
 from . import identity, reading
+from .line import Line
 from .reading import Position
-from .worker import LINGER, Bell
+from .rhythm import Bell, Rhythm
 
 logger = logging.getLogger("pgsignals.durable")
 
@@ -39,7 +40,7 @@ class Tail(Companion):
         self.bell = Bell()
         self.position: Position | None = None
         self._decoder = Decoder(database)
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Line | None = None
         self._deliver: Deliver = _nowhere
         self._stopping = threading.Event()
         self._said = ""
@@ -91,7 +92,7 @@ class Tail(Companion):
                 reason,
             )
 
-    def _connect(self) -> psycopg.Connection[Any] | None:
+    def _connect(self) -> Line | None:
         """A connection, where there is a log that was ever written to."""
         if self._connection is None:
             self._connection = reading.connect(self.database, "pgsignals log")
@@ -116,19 +117,19 @@ class Tail(Companion):
             self._connection = None
 
     def _follow(self, connection: psycopg.Connection[Any]) -> None:
-        linger, poll = 0, conf.get().LOG_POLL
+        rhythm, poll = Rhythm(self.bell), conf.get().LOG_POLL
         while not self._stopping.is_set():
-            if self._step(connection):
-                linger = 0
-            elif linger < len(LINGER):
-                linger = 0 if self.bell.wait(LINGER[linger]) else linger + 1
-            elif self.bell.wait(poll):
-                linger = 0
+            rhythm.begin()
+            if rows := self._step(connection):
+                rhythm.found(rows, more=rows == _AT_ONCE)
+            else:
+                rhythm.found_nothing(lambda: poll)
 
-    def _step(self, connection: psycopg.Connection[Any]) -> bool:
+    def _step(self, connection: psycopg.Connection[Any]) -> int:
+        """How many rows it read."""
         position = self.position
         if position is None:
-            return False
+            return 0
         if position.is_done:
             position = reading.opened(connection, position, reading.horizon(connection))
         query, given = reading.query(position, _AT_ONCE)
@@ -137,7 +138,7 @@ class Tail(Companion):
         events = self._decoded(rows, (position.since, position.until))
         if events:
             self._deliver(events, sum(len(row[5]) + len(row[6]) for row in rows))
-        return bool(rows)
+        return len(rows)
 
     def _decoded(self, rows: Sequence[reading.Row], window: tuple[str, str]) -> list[PgEvent]:
         events: list[PgEvent] = []

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import psycopg
@@ -20,23 +20,26 @@ from django.db import connections, transaction
 
 from .. import conf, wire
 from ..decode import Decoder, UnknownLabel
-from ..event import PgEvent
+from ..event import PgEvent, together
 from ..receivers import Options, Registry
 from ..receivers import registry as the_registry
 from ..signals import event_dead
 from . import failures, groups, identity, reading
-from .failures import Died, Failure, Parked, backoff
+from .failures import Died, Failure, Parked, Retry, backoff
 from .groups import Fenced, Lease
 from .handling import Handler, Interrupted
+from .line import Line
 from .reading import Horizon, Position, Row
+from .rhythm import Bell, Rhythm
 
 logger = logging.getLogger("pgsignals.durable")
 
-LINGER = (0.001, 0.002, 0.005, 0.02, 0.05)
-"""Seconds after which a worker that has run out of events looks again, before it sleeps."""
-
 _ALL_FAIL = 10
-"""Events that fail one after the other, before any other was handled, and mean that not the events are the fault."""
+"""Events that fail one after the other, before any other was handled, and mean that not the events are at fault. After
+each pause that they led to twice as many are tried, up to all that were read: a few bad ones do not stop the rest."""
+
+_MOST_PAUSES = 20
+"""Pauses in a row, of some hours together, after which the events are at fault nevertheless."""
 
 _MOST_DUE = 100
 """Parked events that are tried again at once."""
@@ -44,24 +47,10 @@ _MOST_DUE = 100
 _LOOK_AGAIN = 1.0
 """Seconds after which a worker looks again which keys are blocked, and whether its group is paused."""
 
+_LOOK_AT_UNREADABLE = 60.0
+"""Seconds after which an event that waits, and that this code cannot read, is looked at again."""
+
 _LONGEST_RECONNECT = 30.0
-
-
-class Bell:
-    """Wakes a thread. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._rang = threading.Event()
-
-    def ring(self) -> None:
-        """Wake it, or keep it from falling asleep."""
-        self._rang.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it rang within so many seconds."""
-        rang = self._rang.wait(seconds)
-        self._rang.clear()
-        return rang
 
 
 class Worker:
@@ -82,7 +71,7 @@ class Worker:
         self._registry = registry
         self._decoder = Decoder(database)
         self._handler: Handler | None = None
-        self._connection: psycopg.Connection[Any] | None = None
+        self._connection: Line | None = None
         self._partitions = 0
         self._held_until = 0.0
         """By the monotonic clock: until then nobody else can have taken a partition."""
@@ -92,10 +81,14 @@ class Worker:
         self._paused = False
         self._waits: dict[int, float] = {}
         """Partitions that are left alone until then, by the monotonic clock."""
-        self._dirty = False
-        """Whether events have been handled that are not acknowledged yet."""
+        self._dirty: set[int] = set()
+        """Partitions of which events have been begun, or handled, that are not acknowledged yet."""
         self._unsaid = 0
         """How many these are."""
+        self._found = 0
+        """How many events the last round has read."""
+        self._more = False
+        """Whether the last round has left something that is known to be there."""
         self._stopping = threading.Event()
         self._draining: Horizon | None = None
         self.drained = threading.Event()
@@ -177,26 +170,28 @@ class Worker:
             identity.recognise(self._connection)
             # After a lost connection nobody needs to wait for the leases of before.
             groups.abandon(self._connection, self.name)
-            self._partitions = groups.register(
-                self._connection, self.group, self._settings.PARTITIONS, self._atomic, self._start
-            )
+            self._register(self._connection)
         if self._handler is None:
             self._handler = Handler(self.group, self._registry)
         self._balanced = -1e9
 
     def _begin_anew(self) -> None:
-        """Give back what is still this worker's, and see what it gets."""
+        """Give back what is still this worker's, and see what it gets. The group may have been deleted meanwhile."""
         try:
             groups.abandon(self._own, self.name)
+            self._register(self._own)
         except psycopg.Error:
             self._disconnect()
         self._forget()
         self._balanced = -1e9
 
+    def _register(self, connection: psycopg.Connection[Any]) -> None:
+        self._partitions = groups.register(connection, self.group, self._settings.PARTITIONS, self._atomic, self._start)
+
     def _forget(self) -> None:
         self.leases = {}
         self._waits = {}
-        self._dirty = False
+        self._dirty = set()
         self._unsaid = 0
 
     def _disconnect(self) -> None:
@@ -220,26 +215,28 @@ class Worker:
         self.drained.set()
 
     def _work(self) -> None:
-        linger = 0
+        rhythm = Rhythm(self.bell)
         while not self._stopping.is_set():
             self._balance()
+            rhythm.begin()
             if self._round():
-                linger = 0
+                rhythm.found(self._found, more=self._more)
                 continue
             if self._draining is not None and self._is_drained():
                 self.drained.set()
-            if linger < len(LINGER):
-                rang = self.bell.wait(LINGER[linger])
-                linger = 0 if rang else linger + 1
-            elif self.bell.wait(self._nap()):
-                linger = 0
+            rhythm.found_nothing(self._nap)
 
     def _nap(self) -> float:
         """Seconds until there may be something to do although nobody rings."""
-        nap = self._settings.LOG_POLL
-        if (due := failures.next_due(self._own, self.group)) is not None:
+        nap, now = self._settings.LOG_POLL, time.monotonic()
+        if self._paused or not self.leases:
+            return nap
+        numbers = self._numbers(self.leases.values())
+        if (due := failures.next_due(self._own, self.group, self._partitions, numbers)) is not None:
             nap = min(nap, max(due, 0.005))
-        now = time.monotonic()
+            if not self._blocked:
+                # Somebody else has parked it.
+                self._looked = 0.0
         return min([nap, *(max(until - now, 0.005) for until in self._waits.values())])
 
     @property
@@ -291,6 +288,10 @@ class Worker:
         """Raises Interrupted where the next event is not to be handled."""
         if self._stopping.is_set():
             raise Interrupted
+        self._may_end()
+
+    def _may_end(self) -> None:
+        """Raises Interrupted where even what was begun is not to be continued: another may have taken it over."""
         if time.monotonic() > self._held_until:
             raise Interrupted
 
@@ -308,7 +309,8 @@ class Worker:
                 raise Fenced
         assert self._handler is not None  # noqa: S101 - _connect made it
         self._handler.refresh()
-        did = False
+        did = self._more = False
+        self._found = 0
         horizon = self._draining or reading.horizon(self._own)
         now = time.monotonic()
         self._waits = {number: until for number, until in self._waits.items() if until > now}
@@ -336,6 +338,8 @@ class Worker:
             if rows:
                 limit = self._settings.LOG_BATCH
                 rows = self._read(position, limit, leases)
+        self._found += len(rows)
+        self._more |= len(rows) == limit
         after = position.at(rows[-1][0]) if len(rows) == limit else position.done()
         events, unknown = self._decoded(rows)
         if unknown is not None:
@@ -408,21 +412,26 @@ class Worker:
             self.leases[lease.id] = lease
         self._unsaid = 0
         self._stored = time.monotonic()
-        self._dirty = bool(said.get("claimed"))
+        moved = {lease.id for lease in leases}
+        self._dirty = self._dirty | moved if said.get("claimed") else self._dirty - moved
 
     def _acknowledge(
         self, leases: list[Lease], position: Position, careful: int | None = None, lazily: bool = True
     ) -> None:
         """Write the position where events were handled up to it, and now and then where there were none."""
         self._set(leases, position, careful)
-        if self._dirty or not lazily or self._draining or time.monotonic() - self._stored > self._settings.LEASE / 2:
+        old = time.monotonic() - self._stored > self._settings.LEASE / 2
+        if old or not lazily or self._draining or self._is_dirty(leases):
             self._move(self._own, leases, position, careful=careful)
 
     def _flush(self) -> None:
         """Acknowledge what has been handled and not been written yet."""
-        if self._dirty:
-            for leases in self._alike():
+        for leases in self._alike():
+            if self._is_dirty(leases):
                 self._move(self._own, leases, leases[0].position, careful=leases[0].careful_id)
+
+    def _is_dirty(self, leases: Sequence[Lease]) -> bool:
+        return any(lease.id in self._dirty for lease in leases)
 
     def _alike(self) -> list[list[Lease]]:
         """The leases that move on together: those of partitions at one position, in one state."""
@@ -459,20 +468,16 @@ class Worker:
                 elif (error := handler.call_each(event, lists=False)) is not None:
                     self._blocked.add(key)
                     failed[row[0]] = Failure(row, error, 1, handler.max_attempts(event))
-                    if len(failed) >= _ALL_FAIL and not good and all(one.error for one in failed.values()):
-                        self._pause(leases, position, failed_before + 1, error)
-                        return
                 else:
                     good.append((row, event))
                 done += 1
-            if handler.has_batches and good:
-                self._handle_lists(good, failed)
+                if not good and _everything_fails(failed.values(), len(wanted), failed_before):
+                    self._pause(leases, position, failed_before + 1, failed.values())
+                    return
         except Interrupted:
-            # What was handled is acknowledged; lists were not begun, or are begun again.
-            if handler.has_batches:
-                done = 0
-                failed = {}
             after = position.at(wanted[done - 1][0][0]) if done else position
+        if handler.has_batches and good and not self._handle_lists(good, failed):
+            done, failed, after = 0, {}, position
         self.handled += done
         if failed:
             parked = [failed[number] for number in sorted(failed)]
@@ -483,40 +488,47 @@ class Worker:
             self._looked = min(self._looked, time.monotonic() - _LOOK_AGAIN + 0.1)
         else:
             self._set(leases, after)
-            self._dirty = True
             self._unsaid += done
-            if self._stopping.is_set() or after is position or not self._more_waits(after):
+            if self._stopping.is_set() or after is position or after.is_done:
                 self._move(self._own, leases, after)
 
-    @staticmethod
-    def _more_waits(after: Position) -> bool:
-        return not after.is_done
+    def _handle_lists(self, good: list[tuple[Row, PgEvent]], failed: dict[int, Failure]) -> bool:
+        """Whether they were gone through; not where another may have taken them over meanwhile.
 
-    def _handle_lists(self, good: list[tuple[Row, PgEvent]], failed: dict[int, Failure]) -> None:
+        A worker that is told to end finishes the lists: receivers that want no lists have had these events already.
+        """
         handler = self._handler
         assert handler is not None  # noqa: S101
         rows = {id(event): row for row, event in good}
-        for event, error in handler.call_lists([event for _, event in good], self._may_go_on):
-            row = rows[id(event)]
-            self._blocked.add((row[3], row[4]))
-            failed[row[0]] = Failure(row, error, 1, handler.max_attempts(event))
-        # Events of a key behind one that failed were handled already: lists give no order within themselves.
 
-    def _pause(self, leases: list[Lease], position: Position, failed: int, error: BaseException) -> None:
-        """Everything fails: a database or a service is away, and parking it all would lose the order of nothing."""
-        wait = backoff(failed)
+        def key(event: PgEvent) -> tuple[str, str]:
+            row = rows[id(event)]
+            return row[3], row[4]
+
+        try:
+            found = handler.call_lists([event for _, event in good], self._may_end, key)
+        except Interrupted:
+            return False
+        for event, error in found:
+            row = rows[id(event)]
+            self._blocked.add(key(event))
+            failed[row[0]] = Failure(row, error, int(error is not None), handler.max_attempts(event))
+        return True
+
+    def _pause(self, leases: list[Lease], position: Position, pauses: int, failed: Collection[Failure]) -> None:
+        """Everything fails: a database or a service is away, and parking it all would help nobody."""
+        wait = backoff(pauses)
         self._blocked = set()
         self._looked = 0.0
-        self._move(self._own, leases, position, failures=failed, wait=wait)
+        self._move(self._own, leases, position, failures=pauses, wait=wait)
         self._wait(leases, wait)
         logger.error(
             "The first %d events of the group %r failed, all of them; the group pauses for %.1f s, and nothing is "
-            "counted against the events (%s: %s).",
-            _ALL_FAIL,
+            "counted against the events (%s).",
+            len(failed),
             self.group,
             wait,
-            type(error).__name__,
-            error,
+            next(one.summary for one in failed if one.error is not None),
         )
 
     def _handle_carefully(
@@ -543,7 +555,7 @@ class Worker:
         self._move(self._own, leases, position, claimed=row[0], claims=begun + 1, careful=careful)
         leases = [self.leases[lease.id] for lease in leases]
         if self._atomic:
-            self._handle_atomically(leases, position, after, [wanted], careful=careful, claimed=True)
+            self._handle_atomically(leases, position, after, [wanted], careful=careful, attempts=begun + 1)
             return
         failure = None
         if (row[3], row[4]) in self._blocked:
@@ -568,10 +580,14 @@ class Worker:
         wanted: list[tuple[Row, PgEvent]],
         *,
         careful: int | None = None,
-        claimed: bool = False,
+        attempts: int = 0,
     ) -> None:
-        """All in one transaction; where one fails, each in its own, so that it alone is parked."""
-        if not claimed:
+        """All in one transaction; where one fails, each in its own, so that it alone is parked.
+
+        attempts: of the one event that is handled with care, and was claimed for itself.
+        """
+        failed_before = leases[0].failures
+        if not attempts:
             self._move(self._own, leases, position, claimed=wanted[-1][0][0], claims=1, careful=careful)
             leases = [self.leases[lease.id] for lease in leases]
         if len(wanted) > 1:
@@ -582,55 +598,69 @@ class Worker:
             except Interrupted:
                 self._move(self._own, leases, position, careful=careful)
                 return
-        in_a_row: BaseException | None = None
-        failed = 0
-        for place, one in enumerate(wanted):
-            last = place == len(wanted) - 1
-            then = after if last else position.at(one[0][0])
-            try:
-                self._may_go_on()
-            except Interrupted:
-                self._move(self._own, leases, position.at(wanted[place - 1][0][0]) if place else position)
-                return
-            error = self._try_together(leases, then, [one], careful)
-            if error is None:
-                failed = -len(wanted)
-            else:
-                failed, in_a_row = failed + 1, error
-                if failed >= _ALL_FAIL and in_a_row is not None:
-                    self._stop_parking(leases, in_a_row)
-                    return
-                self._park_one(leases, then, one, error, careful)
-            self.handled += 1
-            leases = [self.leases[lease.id] for lease in leases]
+        self._handle_each_atomically(leases, position, after, wanted, careful, max(attempts, 1), failed_before)
 
-    def _stop_parking(self, leases: list[Lease], error: BaseException) -> None:
-        leases = [self.leases[lease.id] for lease in leases]
-        self._pause(leases, leases[0].position, leases[0].failures + 1, error)
-
-    def _park_one(
-        self, leases: list[Lease], then: Position, one: tuple[Row, PgEvent], error: BaseException, careful: int | None
+    def _handle_each_atomically(
+        self,
+        leases: list[Lease],
+        position: Position,
+        after: Position,
+        wanted: list[tuple[Row, PgEvent]],
+        careful: int | None,
+        attempts: int,
+        failed_before: int,
     ) -> None:
+        """What fails is parked together with the next that does not, or at the end: before that it was not tried."""
         handler = self._handler
         assert handler is not None  # noqa: S101
-        row, event = one
-        failure = Failure(row, error, 1, handler.max_attempts(event))
-        self._blocked.add((row[3], row[4]))
-        with self._own.transaction():
-            failures.park(self._own, self.group, [failure])
-            self._move(self._own, leases, then, careful=careful, handled=1)
-        self._tell_of_the_dead([failure])
+        stands, failed, any_good = position, list[Failure](), False
+        for one in wanted:
+            row, event = one
+            then = after if one is wanted[-1] else position.at(row[0])
+            if (row[3], row[4]) in self._blocked:
+                failed.append(Failure(row, None))
+            else:
+                try:
+                    self._may_go_on()
+                    error = self._try_together(leases, then, [one], careful, failed)
+                except Interrupted:
+                    self._looked = 0.0
+                    self._move(self._own, leases, stands, careful=careful)
+                    return
+                if error is None:
+                    self._tell_of_the_dead(failed)
+                    stands, failed, any_good = then, [], True
+                    continue
+                self._blocked.add((row[3], row[4]))
+                failed.append(Failure(row, error, attempts, handler.max_attempts(event)))
+            if not any_good and _everything_fails(failed, len(wanted), failed_before):
+                self._pause(leases, position, failed_before + 1, failed)
+                return
+        self.handled += len(wanted)
+        if failed:
+            with self._own.transaction():
+                failures.park(self._own, self.group, failed)
+                self._move(self._own, leases, after, careful=careful, handled=len(failed))
+            self._tell_of_the_dead(failed)
 
     def _try_together(
-        self, leases: list[Lease], after: Position, wanted: list[tuple[Row, PgEvent]], careful: int | None
+        self,
+        leases: list[Lease],
+        after: Position,
+        wanted: list[tuple[Row, PgEvent]],
+        careful: int | None,
+        failed: Sequence[Failure] = (),
     ) -> BaseException | None:
-        """What receivers wrote and the position, or nothing. The error that was in the way, or None."""
+        """What receivers wrote and the position, or nothing. The error that was in the way, or None.
+
+        failed: events before these, which are parked in the same transaction.
+        """
         handler = self._handler
         assert handler is not None  # noqa: S101
         connection = connections[self.database]
-        parked = [Failure(row, None) for row, _ in wanted if (row[3], row[4]) in self._blocked]
+        parked = [*failed, *(Failure(row, None) for row, _ in wanted if (row[3], row[4]) in self._blocked)]
         free = [event for row, event in wanted if (row[3], row[4]) not in self._blocked]
-        before = dict(self.leases)
+        before = (dict(self.leases), self._dirty, self._unsaid)
         try:
             with transaction.atomic(using=self.database):
                 for event in free:
@@ -642,12 +672,13 @@ class Worker:
                     self._call_lists_in_transaction(free, connection)
                 with connection.cursor() as cursor:
                     failures.park(cursor, self.group, parked)
-                    self._move(cursor, leases, after, safely=True, careful=careful, handled=len(wanted))
+                    count = len(failed) + len(wanted)
+                    self._move(cursor, leases, after, safely=True, careful=careful, handled=count)
         except (Fenced, Interrupted):
-            self.leases = before
+            self.leases, self._dirty, self._unsaid = before
             raise
         except Exception as error:
-            self.leases = before
+            self.leases, self._dirty, self._unsaid = before
             if not connection.is_usable():
                 connections[self.database].close()
                 raise psycopg.OperationalError(f"the transaction of an atomic group was lost: {error}") from error
@@ -663,8 +694,6 @@ class Worker:
             raise RuntimeError(f"{receiver.name} left the group's transaction broken, or ended it")
 
     def _call_lists_in_transaction(self, events: list[PgEvent], connection: Any) -> None:
-        from ..event import together
-
         assert self._handler is not None  # noqa: S101
         wanted: dict[Any, list[PgEvent]] = {}
         for event in events:
@@ -678,6 +707,8 @@ class Worker:
 
     def _retry(self) -> bool:
         """Try parked events again whose time has come. Whether there were any."""
+        if not self._blocked:
+            return False
         leases = {lease.number: lease for lease in self.leases.values()}
         found = failures.due(self._own, self.group, self._partitions, list(leases), _MOST_DUE)
         failed: set[tuple[str, str]] = set()
@@ -701,7 +732,9 @@ class Worker:
         try:
             event = self._decoder.logged(one.row[:7], self.group)
         except wire.WireError as error:
-            failures.postpone(self._own, one, lease, self.group, Failure(one.row, error, 1, 2))
+            self._say_once("Event %d, which waits in the group %r, cannot be read: %s.", one.row[0], self.group, error)
+            later = Retry(str(error), after=_LOOK_AT_UNREADABLE)
+            failures.postpone(self._own, one, lease, self.group, Failure(one.row, later, 1, 2))
             return False
         limit = handler.max_attempts(event)
         if one.attempts >= limit:
@@ -728,8 +761,6 @@ class Worker:
         connection = connections[self.database]
         try:
             with transaction.atomic(using=self.database):
-                from ..event import together
-
                 for receiver in handler.receivers(event):
                     argument = together([event]) if receiver.options.batch else event
                     self._call_in_transaction(receiver, argument, connection)
@@ -766,15 +797,31 @@ class Worker:
 
     # To drain.
 
-    def drain(self) -> None:
-        """Handle what is there now, and say so in `drained`. Called before `start`."""
-        with reading.connect(self.database, f"pgsignals group {self.group}") as connection:
-            identity.recognise(connection)
-            groups.register(connection, self.group, self._settings.PARTITIONS, self._atomic, self._start)
-            self._draining = reading.horizon(connection)
+    def prepare(self, connection: Line) -> None:
+        """Make the group where there is none of its name, so that what comes from now on is its."""
+        identity.recognise(connection)
+        self._register(connection)
+
+    def drain(self, until: Horizon) -> None:
+        """Handle what is there at a horizon, and say so in `drained`. Called before `start`."""
+        self._draining = until
 
     def _is_drained(self) -> bool:
         """Also where there is more, and nobody may, or can, handle it now; that was said in the log."""
         if self._paused or self._waits:
             return True
-        return self._draining is not None and groups.is_finished(self._own, self.group, self._draining)
+        if self._draining is None or not groups.has_reached(self._own, self.group, self._draining):
+            return False
+        return not failures.has_due(self._own, self.group)
+
+
+def _everything_fails(failed: Collection[Failure], read: int, pauses: int) -> bool:
+    """Whether what failed, before anything was handled, says that not the events are at fault but what they need.
+
+    A receiver that raises Retry speaks of its event, and not of a service that is away.
+    """
+    if read < _ALL_FAIL or pauses >= _MOST_PAUSES:
+        return False
+    errors = sum(1 for one in failed if one.error is not None and not isinstance(one.error, Retry))
+    # Those behind one of their key count with it where nothing else was read.
+    return errors >= (_ALL_FAIL if len(failed) == read else _ALL_FAIL << pauses)

@@ -1,4 +1,4 @@
-"""What a `listen` process does for groups: their workers, the pulse that keeps leases, and the housekeeping."""
+"""What a `listen` process does for groups: their workers, and the pulse that keeps leases."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ from .worker import Worker
 
 logger = logging.getLogger("pgsignals.durable")
 
+_LOOK = 0.5
+"""Seconds after which is looked again whether a receiver takes its time."""
+_CLEAN_WITHIN = 30.0
+"""Seconds that deleting old events takes after a drain, at most."""
+
 
 class Workers(Companion):
     """The workers of several groups.
@@ -38,7 +43,6 @@ class Workers(Companion):
             Worker(database, name, options, registry) for name, options in groups.items() for _ in range(count)
         ]
         self._stopping = threading.Event()
-        self._housekeeping = Housekeeping(database)
         self._connection: psycopg.Connection[Any] | None = None
         self._pulse = threading.Thread(target=self._run, name="pgsignals-pulse", daemon=True)
 
@@ -64,15 +68,31 @@ class Workers(Companion):
             self._pulse.join(5)
 
     def drain(self) -> None:
-        """Handle what is there now, and end. Raises psycopg.Error where there is no connection at the start."""
+        """Handle what is there now, delayed messages that are due too, delete what is old, and end.
+
+        Raises psycopg.Error where there is no connection.
+        """
+        housekeeping = Housekeeping(self.database)
+        with reading.connect(self.database, "pgsignals housekeeping") as connection:
+            while housekeeping.append_due(connection):
+                pass
+            for worker in self.workers:
+                worker.prepare(connection)
+            # One for all: each waits until the partitions of the others have got there, too.
+            now = reading.horizon(connection)
         for worker in self.workers:
-            worker.drain()
+            worker.drain(now)
         self.start()
         try:
             for worker in self.workers:
                 worker.drained.wait()
         finally:
             self.stop()
+        # Where nothing but this runs now and then, nobody else does it.
+        end = time.monotonic() + _CLEAN_WITHIN
+        with reading.connect(self.database, "pgsignals housekeeping") as connection:
+            while housekeeping.delete(connection) and time.monotonic() < end:
+                pass
 
     @property
     def handled(self) -> int:
@@ -93,7 +113,7 @@ class Workers(Companion):
                 while (left := next_pulse - time.monotonic()) > 0 and not self._stopping.is_set():
                     for worker in self.workers:
                         worker.watch()
-                    self._stopping.wait(min(left, self._housekeeping.step(self._connection)))
+                    self._stopping.wait(min(left, _LOOK))
             except (psycopg.Error, OSError, ImproperlyConfigured) as error:
                 logger.warning("Leases cannot be renewed: %s. Trying again.", " ".join(str(error).split()))
                 self._close()

@@ -11,6 +11,7 @@ wait for its answer, which on a line that is dead may be for ever.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -28,6 +29,8 @@ from psycopg import pq, sql
 from psycopg.conninfo import conninfo_to_dict
 
 from .. import conf
+
+logger = logging.getLogger("pgsignals.relay")
 
 Notification = pq.PGnotify
 """`relname` (the channel), `be_pid` (the sender's process id in the server), `extra` (the payload); bytes."""
@@ -128,7 +131,13 @@ def listening_parameters(database: str) -> dict[str, Any]:
 def _with_name(given: dict[str, Any], name: str) -> dict[str, Any]:
     own = given.get("application_name")
     # A user's own name stays readable behind ours.
-    return {**_KEEPALIVE, **given, "application_name": f"{name} {own}" if own else name}
+    # And whatever PGCLIENTENCODING or a connection string says: payloads are read as UTF-8.
+    return {
+        **_KEEPALIVE,
+        **given,
+        "application_name": f"{name} {own}" if own else name,
+        "client_encoding": "UTF8",
+    }
 
 
 async def connect(parameters: dict[str, Any], seconds: float) -> psycopg.AsyncConnection[Any]:
@@ -140,22 +149,30 @@ async def connect(parameters: dict[str, Any], seconds: float) -> psycopg.AsyncCo
     raise TimeoutError(f"no connection within {seconds:g} s")
 
 
-async def within(seconds: float, work: Coroutine[Any, Any, Result], connection: psycopg.AsyncConnection[Any]) -> Result:
+async def within(
+    seconds: float,
+    work: Coroutine[Any, Any, Result],
+    connection: psycopg.AsyncConnection[Any],
+    heard: Callable[[], float] | None = None,
+) -> Result:
     """The result of work on a connection, which is cut where it takes longer, or is cancelled.
 
+    heard: when the server was last heard of, by the monotonic clock; the time counts from there on.
     Raises TimeoutError, or what the work raises.
     """
     task = asyncio.ensure_future(work)
+    since = time.monotonic()
     try:
-        stood_still = True
-        while stood_still and not task.done():
-            began = time.monotonic()
-            await asyncio.wait([task], timeout=seconds)
-            # Then the clock has run, and the answer that came meanwhile is read only now.
-            stood_still = time.monotonic() - began > seconds + _STANDSTILL
-        if task.done():
-            return task.result()
-        raise TimeoutError(f"no answer in {seconds:g} s")
+        while not task.done():
+            now = time.monotonic()
+            left = max(since, heard() if heard is not None else since) + seconds - now
+            if left <= 0:
+                raise TimeoutError(f"no answer in {seconds:g} s")
+            await asyncio.wait([task], timeout=left)
+            if time.monotonic() - now > left + _STANDSTILL:
+                # Then the clock has run, and the answer that came meanwhile is read only now.
+                since = time.monotonic()
+        return task.result()
     finally:
         if not task.done():
             cut(connection)
@@ -252,16 +269,26 @@ class ListeningConnection:
     async def ask(self, query: sql.SQL | sql.Composed, seconds: float) -> list[tuple[Any, ...]]:
         """The rows of a query on this connection, which goes on listening meanwhile.
 
+        While notifications arrive, the answer may take longer: it comes behind them.
         Raises psycopg.Error for what the server refuses. Where it does not answer, or is gone, the connection is lost,
         and that is raised as TimeoutError or psycopg.OperationalError.
         """
+        return await self._alone(lambda: self._rows(query), seconds)
+
+    async def listen_further(self, further: Further, seconds: float) -> list[str]:
+        """Listen to what the database names now, too. The channels that are new. Raises as `ask` does."""
+        before = len(self.channels)
+        await self._alone(lambda: self._listen_further(further), seconds)
+        return self.channels[before:]
+
+    async def _alone(self, work: Callable[[], Coroutine[Any, Any, Result]], seconds: float) -> Result:
         async with self._asking:
             if self._closed:
                 raise psycopg.OperationalError("the connection is closed")
             # psycopg waits with a reader of its own, and an event loop has one for each socket.
             self._loop.remove_reader(self._socket)
             try:
-                return await within(seconds, self._rows(query), self._connection)
+                return await within(seconds, work(), self._connection, lambda: self.last_arrival)
             except (TimeoutError, psycopg.OperationalError) as error:
                 self._lose(self._last_notice or str(error))
                 raise
@@ -291,10 +318,23 @@ class ListeningConnection:
         await self._connection.execute(_SESSION)
         await self._listen(channels)
         if further is not None:
-            await self._listen(await further(self._connection))
+            await self._listen_further(further)
         self.session = await (await self._connection.execute(_WHO)).fetchone()
         if previous is not None:
+            await self._bury(previous)
+
+    async def _bury(self, previous: Session) -> None:
+        try:
             await self._connection.execute(_BURY, previous)
+        except psycopg.errors.InsufficientPrivilege as error:
+            logger.warning(
+                "What may be left of the lost connection is not ended: %s. Until the server notices, it keeps "
+                "what only one relay may do.",
+                error.diag.message_primary,
+            )
+
+    async def _listen_further(self, further: Further) -> None:
+        await self._listen([name for name in await further(self._connection) if name not in self.channels])
 
     async def _listen(self, channels: Collection[str]) -> None:
         for channel in channels:
@@ -323,10 +363,18 @@ class ListeningConnection:
             # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
         if batch:
-            self.last_arrival = time.monotonic()
-            self._take(batch)
-        if self._pgconn.status == pq.ConnStatus.BAD:
+            self._hand_on(batch)
+        if not self._closed and self._pgconn.status == pq.ConnStatus.BAD:
             self._lose(self._last_notice or "the server closed the connection")
+
+    def _hand_on(self, batch: list[Notification]) -> None:
+        self.last_arrival = time.monotonic()
+        try:
+            self._take(batch)
+        except Exception:
+            # An event loop would log it and go on, as if nothing had been lost.
+            logger.exception("What arrived could not be handled. The connection is replaced.")
+            self._lose("what arrived could not be handled")
 
     def _hand_over(self, one: pq.PGnotify) -> None:
         self.last_arrival = time.monotonic()

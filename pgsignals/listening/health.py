@@ -10,7 +10,6 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -29,18 +28,13 @@ _REQUEST_WITHIN = 10.0
 
 def is_healthy(relay: Relay) -> bool:
     """Whether delivery was proven, and not longer ago than it may be."""
-    return relay.state == HEALTHY and seconds_since_proof(relay) < longest_without_proof()
+    return relay.state == HEALTHY and relay.seconds_since_proof < longest_without_proof()
 
 
 def longest_without_proof() -> float:
     """Seconds after which the next proof is overdue."""
     said = conf.get()
     return said.PROBE_EVERY + said.CONNECT_TIMEOUT + said.PROBE_WITHIN
-
-
-def seconds_since_proof(relay: Relay) -> float:
-    """Infinite before the first."""
-    return float("inf") if relay.proven is None else (datetime.now(UTC) - relay.proven).total_seconds()
 
 
 class HealthFile:

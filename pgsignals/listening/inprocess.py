@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from asgiref.sync import ThreadSensitiveContext
 from django.apps import apps
@@ -26,7 +27,7 @@ from django.db import DEFAULT_DB_ALIAS
 from .. import conf
 from ..sink import Sink
 from .relay import Relay, RelayRefused
-from .running import build
+from .running import build, make_room
 
 logger = logging.getLogger("pgsignals.inprocess")
 
@@ -40,6 +41,9 @@ _FIRST_RETRY = 5.0
 
 _LAST_RETRY = 300.0
 """Seconds to which that wait grows."""
+
+_BEGIN_ANEW = 1.0
+"""Seconds until there is another event loop in place of one that was ended."""
 
 _LOOK_FOR_APPS = 0.05
 """Seconds between two looks whether Django has loaded all apps, and with them all receivers."""
@@ -125,9 +129,8 @@ class RelayThread:
         self.in_children = in_children
         self._process = os.getpid()
         self._starter = threading.get_native_id()
-        # Of our own making, so that a child can tell which sockets the loop waits for.
-        self._selector = selectors.DefaultSelector()
-        self._loop = asyncio.SelectorEventLoop(self._selector)
+        self._stopping = threading.Event()
+        self._new_loop()
         self._thread = threading.Thread(target=self._work, name="pgsignals-relay", daemon=True)
 
     @property
@@ -152,6 +155,11 @@ class RelayThread:
             self._loop.close()
             raise
 
+    def _new_loop(self) -> None:
+        # Of our own making, so that a child can tell which sockets the loop waits for.
+        self._selector = selectors.DefaultSelector()
+        self._loop = asyncio.SelectorEventLoop(self._selector)
+
     def _work(self) -> None:
         if threading.get_native_id() == self._starter:
             # Where asyncio runs a loop, Django keeps what else runs in the same thread of the system from the database.
@@ -162,16 +170,31 @@ class RelayThread:
             )
             self._loop.close()
             return
+        while True:
+            try:
+                self._run()
+            except BaseException:  # asyncio lets a task's SystemExit end the loop: of one that a receiver has started
+                logger.exception("The relay's event loop was ended. Another one begins in %g s.", _BEGIN_ANEW)
+            if self._stopping.wait(_BEGIN_ANEW):
+                return
+            old = self.supervisor
+            self.supervisor = Supervisor(old.receivers, old.database, old.further, old.stop_within)
+            self._new_loop()
+
+    def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._supervise(), context=contextvars.Context())
 
     async def _supervise(self) -> None:
+        with suppress(ImproperlyConfigured):  # which the supervisor says
+            make_room()
         # The executor that asgiref keeps for a whole process does not work in a child, where its thread is missing:
         # asynchronous receivers would wait for the database for ever.
         async with ThreadSensitiveContext():
             await self.supervisor.run()
 
     def _tell_to_stop(self) -> None:
+        self._stopping.set()
         try:
             self._loop.call_soon_threadsafe(self.supervisor.stop)
         except RuntimeError:  # the loop is closed: it has ended
@@ -214,7 +237,7 @@ def start(
     It returns at once: the relay listens some moments later, and receivers under `@on_pg_gap(start=True)` are told.
     What it is refused is logged as an error, and tried again.
     None where no relay is started: in the process of `runserver` that only watches the code and starts the other one,
-    at the interpreter's end, and where the system gives no thread. Raises ValueError for other `receivers`.
+    at the interpreter's end, and where the system gives no thread or file. Raises ValueError for other `receivers`.
 
     `pgsignals.wsgi.with_relay` calls this when the first page is asked for. Called in AppConfig.ready() it would start
     a relay in every management command as well.
@@ -227,7 +250,7 @@ def start(
     with _lock:
         running = _running.get(alias)
         if running is None:
-            return _start(alias, RelayThread(Supervisor(receivers, database, further, _FINISH_WITHIN), in_children))
+            return _start(alias, Supervisor(receivers, database, further, _FINISH_WITHIN), in_children)
     if running.supervisor.receivers != receivers:
         logger.warning(
             "A relay of the database %r runs in this process already, with receivers=%r; receivers=%r is not heeded.",
@@ -249,11 +272,12 @@ def stop(within: float = _EXIT_WITHIN) -> bool:
     return _end(threads, within)
 
 
-def _start(alias: str, thread: RelayThread) -> RelayThread | None:
+def _start(alias: str, supervisor: Supervisor, in_children: bool) -> RelayThread | None:
     try:
         _hook_exit()
+        thread = RelayThread(supervisor, in_children)
         thread._start()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:  # no thread, no file: that fails no page
         logger.error("The relay does not run in the process %d: %s.", os.getpid(), error)
         return None
     _running[alias] = thread
@@ -330,8 +354,7 @@ def _in_child() -> None:
     for alias, thread in threads.items():
         if thread.in_children:
             old = thread.supervisor
-            new = Supervisor(old.receivers, old.database, old.further, old.stop_within)
-            _start(alias, RelayThread(new, in_children=True))
+            _start(alias, Supervisor(old.receivers, old.database, old.further, old.stop_within), in_children=True)
 
 
 def _let_go(descriptors: Iterable[int]) -> None:

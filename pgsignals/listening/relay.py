@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -48,6 +51,9 @@ _SETTLED = 10.0
 _PROVE_AGAIN = 5.0
 """Seconds, at most, until the next attempt where the token could not be sent."""
 
+_CLOCK_WAS_SET = timedelta(seconds=1)
+"""By less than this two clocks differ anyway."""
+
 _MOST_CHANNELS = 100
 """Channels that are found in the database, where whoever may create a function may write more."""
 
@@ -56,6 +62,29 @@ _DEAF = (
     "pooler in transaction mode stands between (name a direct connection in PGSIGNALS['LISTEN']), the two connections "
     "lead to different servers or databases (a standby that was promoted, an old primary), or the line is dead"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """By this machine's clock, and by one that nobody sets."""
+
+    at: datetime
+    clock: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """This one."""
+        return cls(datetime.now(UTC), time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """How long ago it was."""
+        return time.monotonic() - self.clock
+
+    def before(self, now: datetime) -> datetime:
+        """Seen from `now`, the earlier of what both clocks say: a gap may be too long, and not too short."""
+        said = now - timedelta(seconds=self.seconds)
+        return self.at if abs(said - self.at) < _CLOCK_WAS_SET else min(said, self.at)
 
 
 class Relay:
@@ -92,7 +121,10 @@ class Relay:
         self._probe = Probe(database)
         aside = {self._probe.channel.encode(): self._probe.heard, LOG.encode(): lambda payload: self._ring()}
         self.intake = Intake(database, self._put, self._announce, aside)
-        self._started = datetime.now(UTC)
+        self._heard = Moment.now()
+        """Of the last proof, or the start."""
+        self._looked = self._heard
+        """When the database was last asked for channels of triggers."""
         self._connection: ListeningConnection | None = None
         self._last_session: Session | None = None
         self._listens_since: float | None = None
@@ -114,6 +146,11 @@ class Relay:
         """The listening connection's socket, while there is one."""
         connection = self._connection
         return None if connection is None else connection.fileno()
+
+    @property
+    def seconds_since_proof(self) -> float:
+        """Infinite before the first."""
+        return float("inf") if self.proven is None else self._heard.seconds
 
     def waiting(self) -> tuple[int, float]:
         """How many events wait in all sinks, and for how many seconds the oldest of them has."""
@@ -219,6 +256,7 @@ class Relay:
 
     async def _declared(self, connection: psycopg.AsyncConnection[Any]) -> list[str]:
         """The channels on which installed triggers speak, also those of declarations that stand in migrations."""
+        self._looked = Moment.now()
         comments = await (await connection.execute(sync.CHANNELS)).fetchall()
         named = {sync.channel_of(comment) for (comment,) in comments} - {None, *self.channels}
         found = sorted(filter(None, named))
@@ -232,7 +270,7 @@ class Relay:
 
     async def _keep_proving(self, connection: ListeningConnection) -> str:
         """Prove delivery now and then. Ends with the reason for which the connection is to be given up."""
-        heard_until = self.proven or self._started
+        heard = self._heard
         while True:
             said = conf.get()
             try:
@@ -244,7 +282,9 @@ class Relay:
             if self._listens_since is None:
                 # A relay that does not listen yet, or is deaf, must not keep others from what it cannot do.
                 await self._lead(connection)
-                self._listens(connection, heard_until)
+                self._listens(connection, heard)
+            else:
+                await self._listen_further(connection)
             count, seconds = self.waiting()
             await connection.say(f"{self.state} {count} {seconds:.1f}s", said.PROBE_WITHIN)
             await asyncio.sleep(said.PROBE_EVERY if proven else min(said.PROBE_EVERY, _PROVE_AGAIN))
@@ -266,7 +306,8 @@ class Relay:
         if self._unproven_said:
             logger.warning("Delivery is proven again.")
         self.state, self._unproven_said = HEALTHY, ""
-        self.proven = moment
+        ago = (datetime.now(UTC) - moment).total_seconds()
+        self.proven, self._heard = moment, Moment(moment, time.monotonic() - max(ago, 0.0))
         self.proofs += 1
         if self.on_proven is not None:
             self.on_proven()
@@ -290,10 +331,10 @@ class Relay:
         logger.error("%s. It is replaced.", text)
         return "deaf: the probe's token did not arrive"
 
-    def _listens(self, connection: ListeningConnection, heard_until: datetime) -> None:
+    def _listens(self, connection: ListeningConnection, heard: Moment) -> None:
         now = datetime.now(UTC)
         again = self._cause != START
-        gap = Gap(self.database, heard_until if again else now, now, self._cause)
+        gap = Gap(self.database, heard.before(now) if again else now, now, self._cause)
         channels = ", ".join(channel for channel in connection.channels if channel not in (self._probe.channel, LOG))
         proof = "Delivery is proven" if self.state == HEALTHY else "Delivery is not proven"
         logger.info("Listening to %s in %s. %s.", channels, connection.server, proof)
@@ -310,6 +351,16 @@ class Relay:
         self._ring()
         if self.on_listening is not None:
             self.on_listening()
+
+    async def _listen_further(self, connection: ListeningConnection) -> None:
+        """A migration may have made triggers that speak on channels of their own."""
+        before = self._looked
+        if not (channels := await connection.listen_further(self._declared, conf.get().PROBE_WITHIN)):
+            return
+        now, names = datetime.now(UTC), ", ".join(channels)
+        logger.warning("Triggers speak on channels that are new here: %s. From now on they are listened to.", names)
+        cause = f"triggers speak on channels that are new here: {names}"
+        self._announce(Gap(self.database, before.before(now), now, cause, connected=False))
 
     async def _keep_leading(self, connection: ListeningConnection) -> str:
         """Take what another relay leaves. Ends only with the connection."""
@@ -373,9 +424,18 @@ class Relay:
         self._to_sinks(lambda sink: sink.put(events, size))
 
     def _deliver(self, events: Sequence[PgEvent], size: int) -> None:
-        """From a companion's thread."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._put, events, size)
+        """From a companion's thread, which waits: what it reads must not pile up while the event loop is held up."""
+        loop, done = self._loop, threading.Event()
+        if loop is None or loop.is_closed():
+            return
+
+        def put() -> None:
+            self._put(events, size)
+            done.set()
+
+        loop.call_soon_threadsafe(put)
+        while not done.wait(1.0) and not loop.is_closed():
+            pass
 
     def _ring(self) -> None:
         for companion in self.companions:

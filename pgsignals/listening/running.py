@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from .. import conf
 from ..dispatch import ReceiversSink
+from ..durable.housekeeping import Housekeeper
 from ..durable.tail import Tail
 from ..receivers import Receiver, registry
 from ..sink import Companion, Sink
@@ -25,6 +28,19 @@ def spare_the_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+_SPARE_THREADS = 8
+
+
+def make_room() -> None:
+    """Have the running event loop, which is the relay's own, more threads than receivers can hang in.
+
+    asyncio looks up the names of hosts in the same threads as `asyncio.to_thread` calls what it is given. By default
+    these are few, and receivers that hang in all of them would keep the relay from ever connecting again.
+    """
+    most = conf.get().CONCURRENCY + _SPARE_THREADS
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(most, thread_name_prefix="pgsignals-asyncio"))
+
+
 def build(
     database: str | None = None,
     *,
@@ -39,7 +55,8 @@ def build(
 
     receivers: `all` of them, those with `everywhere`, or `none`, and then no signal either.
     only: names of receivers, or of modules and packages in which they are: of `all`, only these.
-    companions: besides the one that reads the log for receivers without a group.
+    companions: besides those that read the log for receivers without a group, and keep it from growing without end;
+        the latter not where only `everywhere` receivers run, which is in web processes.
 
     It listens to the channels that receivers and declarations name, to those of PGSIGNALS["CHANNELS"], and to
     `channels`.
@@ -52,7 +69,8 @@ def build(
         which = chosen.__contains__
     own: list[Sink] = [] if receivers == "none" else [ReceiversSink(database, registry, which, stop_within)]
     named = {*settings.CHANNELS, *channels, *registry.channels(), *declared_channels()}
-    return Relay(database, [*own, *more], sorted(named), [Tail(database), *companions])
+    keepers = [] if receivers == "everywhere" else [Housekeeper(database)]
+    return Relay(database, [*own, *more], sorted(named), [Tail(database), *keepers, *companions])
 
 
 def choose(names: Collection[str]) -> list[Receiver]:

@@ -1,22 +1,23 @@
 """The body of a durable declaration's trigger function: a row of the log for each row that a statement wrote.
 
 The log row is written in the writer's transaction, so it is there exactly where the write is. The function is SECURITY
-DEFINER: who may write the table needs no rights on the log. There are two attempts: what was declared; and, where the
-table is not as the function knows it, the whole row as JSON, marked incomplete. A write fails only where the event
-cannot be stored at all.
+DEFINER: who may write the table needs no rights on the log. There are three attempts: the short way for a single row;
+what was declared, of any number of rows; and, where the table is not as the function knows it, the whole row as JSON,
+marked incomplete. A write fails only where the event cannot be stored at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import wire
 from ..context import MAX_CONTEXT, MAX_NESTED
-from ..event import DELETE, INSERT, TRUNCATE, UPDATE
+from ..event import DELETE, INSERT, UPDATE
 from ..tables import LOG, RANG, slot_of
 from .columns import find_field
-from .rows import NEW, NEW_ROWS, OLD, OLD_ROWS, Rows, json_text, literal
+from .rows import NEW, NEW_ROWS, OLD, OLD_ROWS, Rows, json_text, literal, unless
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -31,29 +32,30 @@ CAPTURED_LOG = "log"
 def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrapper) -> str:
     """The PL/pgSQL between the dollars."""
     rows = _LogRows(model, connection, declaration)
+    channel = f'"ch":{json_text(declaration.channel)},' if declaration.channel else ""
+    start = (
+        f'{{"v":{wire.VERSION},"d":{json_text(declaration.name)},"m":{json_text(model._meta.label_lower)},{channel}"s":'
+    )
     return _BODY.substitute(
-        start=literal(
-            f'{{"v":{wire.VERSION},"d":{json_text(declaration.name)},"m":{json_text(model._meta.label_lower)},'
-            + (f'"ch":{json_text(declaration.channel)},' if declaration.channel else "")
-            + '"s":'
-        ),
+        head=f"{literal(start)} || to_json(TG_TABLE_SCHEMA::text)::text || pgsignals_context",
         max_context=MAX_CONTEXT,
         max_nested=MAX_NESTED,
-        source=literal(model._meta.label_lower),
         columns=f"{_log(connection)} (xid, at, source, op, key, slot, rings, head, body)",
         rang=literal(RANG),
+        source=rows.source,
+        slot=slot_of("pgsignals_key"),
+        first=_FIRST,
+        old=OLD,
+        new=NEW,
+        **rows.of_one(start),
         inserts=rows.stored(INSERT),
         updates=rows.stored(UPDATE),
         deletes=rows.stored(DELETE),
         raw_inserts=rows.raw(INSERT),
         raw_updates=rows.raw(UPDATE),
         raw_deletes=rows.raw(DELETE),
-        truncate_code=literal(wire.OPERATION_CODES[TRUNCATE]),
-        no_key=literal("null"),
-        no_slot=slot_of(literal("null")),
         old_rows=OLD_ROWS,
         new_rows=NEW_ROWS,
-        known=rows.known,
         hint=literal(
             'The write itself is kept, and the whole row with its event. Run "manage.py pgsignals sync" where this '
             "database is migrated, so that the trigger knows its table again."
@@ -74,7 +76,38 @@ def _log(connection: BaseDatabaseWrapper) -> str:
 
 # Variables of the function. A table may have columns of any name, so these are of none that one would have.
 _HEAD = "pgsignals_head"
-_RINGS = "pgsignals_rings AND row_number() OVER () = 1"
+# Not before there is a row: to ask for a transaction's id gives it one.
+_FIRST = f"current_setting({literal(RANG)}, true) IS DISTINCT FROM pg_current_xact_id()::text"
+_RINGS = f"row_number() OVER () = 1 AND {_FIRST}"
+
+
+class _Sql(NamedTuple):
+    """An expression among literal text."""
+
+    text: str
+
+
+_MOST_ARGUMENTS = 50
+"""PostgreSQL passes a hundred to a function, at most."""
+
+
+def _formatted(*parts: str | _Sql) -> str:
+    """The text of parts, one after the other.
+
+    By as few functions as can be: for a single row PostgreSQL takes longer to prepare one than to call it.
+    """
+    expressions = [place for place, part in enumerate(parts) if isinstance(part, _Sql)]
+    if len(expressions) > _MOST_ARGUMENTS:
+        split = expressions[_MOST_ARGUMENTS]
+        return f"{_formatted(*parts[:split])} || {_formatted(*parts[split:])}"
+    template = "".join("%s" if isinstance(part, _Sql) else part.replace("%", "%%") for part in parts)
+    return f"format({', '.join([literal(template), *(part.text for part in parts if isinstance(part, _Sql))])})"
+
+
+def _listed(names: str) -> str:
+    """The JSON of names that stand each after a comma."""
+    # A column that this function does not know has changed: nobody can tell which.
+    return f"coalesce('[' || nullif(substr({names}, 2), '') || ']', 'null')"
 
 
 class _LogRows(Rows):
@@ -86,7 +119,59 @@ class _LogRows(Rows):
 
     @property
     def _common(self) -> str:
-        return f"pgsignals_writer, pgsignals_moment, {literal(self.model._meta.label_lower)}"
+        return f"pg_current_xact_id(), pgsignals_moment, {self.source}"
+
+    @property
+    def source(self) -> str:
+        """Where an event comes from, as the log names it."""
+        return literal(self.model._meta.label_lower)
+
+    def of_one(self, start: str) -> dict[str, str]:
+        """For each operation, the expressions of what the log gets of a statement's only row.
+
+        start: how a head begins, up to the schema.
+        """
+        parts = {"same_key": self.same_key(), "unless_update_satisfied": unless(self._update_tests())}
+        for operation, aliases in ((INSERT, [NEW]), (UPDATE, [OLD, NEW]), (DELETE, [OLD])):
+            alias = aliases[-1]
+            parts |= {
+                f"{operation}_head": self._typed(alias, self._head_of_one(start, operation)),
+                f"{operation}_key": self._order_key(alias),
+                f"{operation}_body": self._body_of_one(aliases),
+            }
+            if operation != UPDATE:
+                parts[f"unless_{operation}_satisfied"] = unless(self.satisfied(operation))
+        return parts
+
+    def _head_of_one(self, start: str, operation: str) -> str:
+        head: list[str | _Sql] = [start]
+        head += [_Sql("to_json(TG_TABLE_SCHEMA::text)"), _Sql("pgsignals_context"), self._opening(operation)]
+        if operation == UPDATE:
+            tests = [
+                _Sql(f"CASE WHEN {self._differs(field)} THEN {literal(',' + json_text(field.name))} ELSE '' END")
+                for field in self.compared
+            ]
+            head += [',"c":', _Sql(_listed(_formatted(*tests)))]
+        return _formatted(*head, "}")
+
+    def _body_of_one(self, aliases: Sequence[str]) -> str:
+        key = "pgsignals_key" if self.ordered_by is None else self._key(aliases[-1])
+        body: list[str | _Sql] = ["[", _Sql(key)]
+        for alias in aliases if self.fields else ():
+            for place, field in enumerate(self.fields):
+                body += ["," if place else ",[", _Sql(self._json_of(field, alias))]
+            body.append("]")
+        return _formatted(*body, "]")
+
+    def _update_tests(self) -> str:
+        """Whether an update of the row is to be stored."""
+        differs = self._watched_differ() or f"{OLD} *<> {NEW}"
+        return " AND ".join(filter(None, [differs, self.satisfied(UPDATE)]))
+
+    def _full_opening(self, operation: str) -> str:
+        if operation != UPDATE:
+            return literal(self._opening(operation))
+        return f"""{literal(self._opening(UPDATE))} || ',"c":' || {_listed(self.changed_names())}"""
 
     def stored(self, operation: str) -> str:
         """The SELECT of what the log gets of a statement's rows."""
@@ -105,9 +190,8 @@ class _LogRows(Rows):
 
     def _stored_updates(self) -> str:
         """A changed primary key is a delete and an insert, each in its own row of the log, as everywhere."""
-        first = self._key_columns()[0]
-        left, came = f"{NEW}.{first} IS NULL", f"{OLD}.{first} IS NULL"
-        names = self.changed_names()
+        # IS NULL would be true of a row that is there and has nothing but NULL.
+        left, came = (f"{alias}.* IS NOT DISTINCT FROM NULL" for alias in (NEW, OLD))
         tests = [self._watched_differ() or f"{OLD}.* *<> {NEW}.*"]
         condition = f"({left} OR {came} OR {tests[0]})"
         if self.when:
@@ -116,13 +200,7 @@ class _LogRows(Rows):
             f"CASE WHEN {left} THEN {literal(of_left)} WHEN {came} THEN {literal(of_came)} ELSE {stays} END"
             for of_left, of_came, stays in (
                 (wire.OPERATION_CODES[DELETE], wire.OPERATION_CODES[INSERT], literal(wire.OPERATION_CODES[UPDATE])),
-                (
-                    self._opening(DELETE),
-                    self._opening(INSERT),
-                    f"""{literal(self._opening(UPDATE))} || ',"c":' """
-                    # A column that this function does not know has changed: nobody can tell which.
-                    f"|| coalesce('[' || nullif(substr({names}, 2), '') || ']', 'null')",
-                ),
+                (self._opening(DELETE), self._opening(INSERT), self._full_opening(UPDATE)),
             )
         )
         key = f"(CASE WHEN {left} THEN {self._order_key(OLD)} ELSE {self._order_key(NEW)} END)"
@@ -187,45 +265,95 @@ class _LogRows(Rows):
         )
 
 
+# First the way of a single row, which is the usual one: its texts are worked out in a subtransaction that writes
+# nothing, and so gets no transaction id of its own, and are then appended. It ends quietly where there is not one row
+# (STRICT raises then), where the key changed, and where the table is not as the function knows it.
 _BODY = Template("""
-#variable_conflict use_variable
+#variable_conflict use_column
 DECLARE
+    $old record;
+    $new record;
+    pgsignals_context text = '';
+    pgsignals_code text;
     pgsignals_head text;
-    pgsignals_context text;
-    pgsignals_writer xid8 := pg_current_xact_id();
-    pgsignals_moment timestamptz := clock_timestamp();
-    pgsignals_rings boolean := current_setting($rang, true) IS DISTINCT FROM pgsignals_writer::text;
+    pgsignals_key text;
+    pgsignals_body text;
+    pgsignals_moment timestamptz;
     pgsignals_written bigint;
     pgsignals_problem text;
 BEGIN
-    IF current_setting('pgsignals.silenced', true) = 'on' THEN
-        RETURN NULL;
-    END IF;
-    pgsignals_head := $start || to_json(TG_TABLE_SCHEMA::text)::text;
-    pgsignals_context := current_setting('pgsignals.context', true);
-    IF pgsignals_context <> '' THEN
+    -- One look in the usual case, in which there is neither.
+    IF concat(current_setting('pgsignals.silenced', true), current_setting('pgsignals.context', true)) <> '' THEN
+        IF current_setting('pgsignals.silenced', true) = 'on' THEN
+            RETURN NULL;
+        END IF;
+        pgsignals_context := coalesce(current_setting('pgsignals.context', true), '');
         BEGIN
-            IF octet_length(pgsignals_context) > $max_context OR json_typeof(pgsignals_context::json) <> 'object' OR
+            IF pgsignals_context = '' THEN
+                NULL;
+            ELSIF octet_length(pgsignals_context) > $max_context OR json_typeof(pgsignals_context::json) <> 'object' OR
                 octet_length(translate(pgsignals_context, '[{', '')) < octet_length(pgsignals_context) - $max_nested
             THEN
                 RAISE EXCEPTION 'it is no JSON object that is small and flat enough';
+            ELSE
+                pgsignals_context := ',"k":' || pgsignals_context;
             END IF;
-            pgsignals_head := pgsignals_head || ',"k":' || pgsignals_context;
         EXCEPTION WHEN OTHERS THEN
+            pgsignals_context := '';
             RAISE WARNING 'pgsignals: the setting pgsignals.context is left out of this event: %', SQLERRM
                 USING HINT = 'The write itself is kept. Whoever sets it must set it to such an object, or to nothing.';
         END;
     END IF;
     BEGIN
         IF TG_OP = 'INSERT' THEN
+            SELECT * INTO STRICT $new FROM $new_rows;
+            $unless_insert_satisfied
+            pgsignals_code := 'i';
+            pgsignals_head := $insert_head;
+            pgsignals_key := $insert_key;
+            pgsignals_body := $insert_body;
+        ELSIF TG_OP = 'UPDATE' THEN
+            SELECT * INTO STRICT $old FROM $old_rows;
+            SELECT * INTO STRICT $new FROM $new_rows;
+            IF $same_key THEN
+                $unless_update_satisfied
+                pgsignals_code := 'u';
+                pgsignals_head := $update_head;
+                pgsignals_key := $update_key;
+                pgsignals_body := $update_body;
+            END IF;
+        ELSIF TG_OP = 'DELETE' THEN
+            SELECT * INTO STRICT $old FROM $old_rows;
+            $unless_delete_satisfied
+            pgsignals_code := 'd';
+            pgsignals_head := $delete_head;
+            pgsignals_key := $delete_key;
+            pgsignals_body := $delete_body;
+        ELSE
+            pgsignals_code := 't';
+            pgsignals_head := $head || ',"o":"t"}';
+            pgsignals_key := 'null';
+            pgsignals_body := '[]';
+        END IF;
+    EXCEPTION WHEN OTHERS THEN
+        pgsignals_head := NULL;
+    END;
+    IF pgsignals_head IS NOT NULL THEN
+        INSERT INTO $columns VALUES (pg_current_xact_id(), clock_timestamp(), $source, pgsignals_code, pgsignals_key,
+            $slot, $first, pgsignals_head, pgsignals_body);
+        -- PERFORM would run a query.
+        pgsignals_head := set_config($rang, pg_current_xact_id()::text, true);
+        RETURN NULL;
+    END IF;
+    pgsignals_head := $head;
+    pgsignals_moment := clock_timestamp();
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
             INSERT INTO $columns $inserts;
         ELSIF TG_OP = 'UPDATE' THEN
             INSERT INTO $columns $updates;
-        ELSIF TG_OP = 'DELETE' THEN
-            INSERT INTO $columns $deletes;
         ELSE
-            INSERT INTO $columns VALUES (pgsignals_writer, pgsignals_moment, $source, $truncate_code, $no_key, $no_slot,
-                pgsignals_rings, pgsignals_head || ',"o":"t"}', '[]');
+            INSERT INTO $columns $deletes;
         END IF;
         GET DIAGNOSTICS pgsignals_written = ROW_COUNT;
     EXCEPTION WHEN OTHERS THEN
@@ -241,8 +369,8 @@ BEGIN
         END IF;
         GET DIAGNOSTICS pgsignals_written = ROW_COUNT;
     END;
-    IF pgsignals_rings AND pgsignals_written > 0 THEN
-        PERFORM set_config($rang, pgsignals_writer::text, true);
+    IF pgsignals_written > 0 THEN
+        pgsignals_head := set_config($rang, pg_current_xact_id()::text, true);
     END IF;
     RETURN NULL;
 END

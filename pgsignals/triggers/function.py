@@ -17,7 +17,7 @@ from ..context import MAX_CONTEXT, MAX_NESTED
 from ..event import DELETE, INSERT, UPDATE
 from ..values import field_kind
 from .columns import travelling
-from .rows import NEW, NEW_ROWS, OLD, OLD_ROWS, SEPARATOR, Rows, json_text, literal
+from .rows import NEW, NEW_ROWS, OLD, OLD_ROWS, SEPARATOR, Rows, json_text, literal, unless
 
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
@@ -69,23 +69,25 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
         new_rows=NEW_ROWS,
         old=OLD,
         new=NEW,
-        unless_insert_satisfied=_unless(rows.satisfied(INSERT)),
+        unless_insert_satisfied=unless(rows.satisfied(INSERT)),
         insert_opening=rows.opening(INSERT),
         insert_entry=rows.entry(INSERT),
-        unless_delete_satisfied=_unless(rows.satisfied(DELETE)),
+        unless_delete_satisfied=unless(rows.satisfied(DELETE)),
         delete_opening=rows.opening(DELETE),
         delete_entry=rows.entry(DELETE),
         same_key=rows.same_key(),
         changed_names=rows.changed_names(),
-        unless_update_satisfied=_unless(rows.update_satisfied()),
-        unless_changed=_unless(rows.is_changed()),
+        unless_update_satisfied=unless(rows.update_satisfied()),
+        unless_changed=unless(rows.is_changed()),
         changed=rows.changed(),
         update_opening=rows.opening(UPDATE),
         update_entry=rows.entry(UPDATE),
         inserts=rows.insert(),
         deletes=rows.delete(),
         updates=rows.update(),
-        known=rows.known,
+        surprising=rows.surprising,
+        encoding="'UTF8'" if _holds_any_bytes(connection) else "getdatabaseencoding()",
+        check_text=_CHECK_TEXT if _holds_any_bytes(connection) else "NULL;",
         many=rows.many,
         many_inserts=rows.insert(blocks=True),
         many_deletes=rows.delete(blocks=True),
@@ -103,11 +105,25 @@ def body(declaration: Notify, model: type[Model], connection: BaseDatabaseWrappe
             'The write itself is kept. Run "manage.py pgsignals sync" where this database is migrated, '
             "so that the trigger knows its table again."
         ),
+        value_hint=literal(
+            "The write itself is kept. A value of the row cannot be worked with: by what the declaration asks (when), "
+            'or in the encoding of this database. Where a column was changed by hand, run "manage.py pgsignals sync".'
+        ),
+        right_hint=literal(
+            "The write itself is kept. Grant the role that writes what it lacks, as PostgreSQL does by itself: for "
+            "instance GRANT EXECUTE ON FUNCTION pg_catalog.pg_notify(text, text) TO ..."
+        ),
     )
 
 
-def _unless(satisfied: str) -> str:
-    return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
+def _holds_any_bytes(connection: BaseDatabaseWrapper) -> bool:
+    """Whether the database takes any bytes for text. PostgreSQL ends the connections of listeners to whom it would have
+    to send such as are no UTF-8."""
+    connection.ensure_connection()
+    return bool(connection.connection.info.parameter_status("server_encoding") == "SQL_ASCII")
+
+
+_CHECK_TEXT = "contents := convert_from(convert_to(contents, 'SQL_ASCII'), 'UTF8');"
 
 
 _SEND = Template("""
@@ -147,7 +163,12 @@ DECLARE
     problem text;
     remedy text;
 BEGIN
-    IF current_setting('pgsignals.silenced', true) = 'on' THEN
+    IF current_setting('pgsignals.silenced', true) = 'on'
+            OR NOT has_function_privilege('pg_notify(text, text)'::regprocedure, 'EXECUTE') THEN
+        IF current_setting('pgsignals.silenced', true) IS DISTINCT FROM 'on' THEN
+            RAISE WARNING 'pgsignals: trigger % announces nothing of this % of %.%: role % has no right on pg_notify',
+                TG_NAME, TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, current_user USING HINT = $right_hint;
+        END IF;
         RETURN NULL;
     END IF;
     FOR attempt IN 1..4 LOOP
@@ -212,7 +233,7 @@ BEGIN
                         OPEN texts FOR $key_updates;
                     END IF;
                 ELSIF TG_OP = 'UPDATE' AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = TG_RELID AND attnum > 0
-                        AND NOT attisdropped AND attname <> ALL ($known)) THEN
+                        AND NOT attisdropped AND ($surprising)) THEN
                     OPEN texts FOR $whole_updates;
                 ELSIF written > $many THEN
                     IF TG_OP = 'INSERT' THEN
@@ -256,7 +277,7 @@ BEGIN
                         END LOOP;
                         taken := room - reach + taken - 1;
                     END IF;
-                    contents := convert_from(substring(entries FROM place FOR taken), getdatabaseencoding());
+                    contents := convert_from(substring(entries FROM place FOR taken), $encoding);
                     contents := replace(contents, $separator, ',');
                     place := place + taken + 1;
                     number := number + 1;
@@ -267,7 +288,7 @@ BEGIN
                     $send
                 END LOOP;
             ELSIF octet_length(contents) <= $limit THEN
-                NULL;
+                $check_text
             ELSE
                 RAISE EXCEPTION 'a column is of another type than its field, or a value wider than its column may be';
             END IF;
@@ -277,7 +298,8 @@ BEGIN
                 GET STACKED DIAGNOSTICS problem = MESSAGE_TEXT;
                 RAISE WARNING 'pgsignals: trigger % cannot say all about this % of %.%: % (%)',
                     TG_NAME, TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME, problem, SQLSTATE
-                    USING HINT = coalesce(remedy, $hint);
+                    USING HINT = coalesce(remedy, CASE WHEN SQLSTATE = '42501' THEN $right_hint
+                        WHEN SQLSTATE LIKE '22%' THEN $value_hint ELSE $hint END);
                 remedy := NULL;
             END IF;
         END;

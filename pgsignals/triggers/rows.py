@@ -80,6 +80,11 @@ def json_text(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def unless(satisfied: str) -> str:
+    """What ends the function where the only row of a statement is none to be announced."""
+    return f"IF ({satisfied}) IS NOT TRUE THEN RETURN NULL; END IF;" if satisfied else ""
+
+
 def names_fit(declaration: Notify, model: type[Model]) -> bool:
     """Whether the names of the fields that travel leave room for their values."""
     return len(_names(travelling(declaration, model)).encode()) <= MAX_NAMES
@@ -111,7 +116,21 @@ class Rows:
     @property
     def known(self) -> str:
         """The columns of the table by the model's account, as an SQL array."""
-        return f"ARRAY[{', '.join(literal(str(field.column)) for field in self.compared)}]::name[]"
+        return _array_of_names(self.compared)
+
+    @property
+    def surprising(self) -> str:
+        """Of a row of pg_attribute: whether the column is such that an update must look at whole rows.
+
+        One that the model does not have; a key that may be NULL; a text whose collation, which Django knows nothing
+        of, takes different texts for equal.
+        """
+        texts = [one for one in self.compared if self._kind(one).family == "text" and self._is_told_by_equality(one)]
+        return (
+            f"attname <> ALL ({self.known}) OR (attname = ANY ({_array_of_names(self.keys)}) AND NOT attnotnull) "
+            f"OR (attname = ANY ({_array_of_names(texts)}) AND attcollation <> 'pg_catalog.\"default\"'::regcollation "
+            "AND NOT (SELECT collisdeterministic FROM pg_collation WHERE pg_collation.oid = attcollation))"
+        )
 
     # Of one row, which is in the record variables OLD and NEW: expressions.
 
@@ -130,10 +149,20 @@ class Rows:
 
     def same_key(self) -> str:
         """Whether an update left the key as it was, byte for byte."""
-        tests = [f"{OLD}.{key} = {NEW}.{key}" for key in self._key_columns()]
+        tests = [self._equal_keys(field) for field in self.keys]
         # Where = takes two keys for one, such as 'a' and 'A'. The join needs the = all the same.
         exact = [self._differs(field) for field in self.keys if not self._is_told_by_equality(field)]
         return _all([*tests, *(f"NOT {differs}" for differs in exact)])
+
+    def _equal_keys(self, field: Field[Any, Any]) -> str:
+        old, new = (f"{alias}.{self._column(field)}" for alias in (OLD, NEW))
+        family = self._kind(field).family
+        if not family:
+            # The = of an extension's type is in a schema that the function does not look into, and that of some types
+            # (bit, money) cannot be hashed.
+            return f"{old}::text = {new}::text"
+        # Whatever collation the column was given: 'a' is not 'A'.
+        return f'{old} COLLATE "C" = {new} COLLATE "C"' if family == "text" else f"{old} = {new}"
 
     def changed_names(self) -> str:
         """The names of the fields that differ, each after a comma."""
@@ -177,11 +206,13 @@ class Rows:
     def update(self, *, blocks: bool = False, whole: bool = False) -> str:
         """Rows that differ, grouped by what changed; a row whose key changed is a delete and an insert.
 
-        With `whole`, also rows that differ in columns which the model does not have. That costs as much as all the
-        rest: PostgreSQL carries each row through the join twice.
+        With `whole`, also rows that differ in columns which the model does not have, and rows without a key, which pair
+        with none. That costs as much as all the rest: PostgreSQL carries each row through the join twice.
         """
-        first = self._key_columns()[0]
-        left, came = f"{NEW}.{first} IS NULL", f"{OLD}.{first} IS NULL"
+        first = f".{self._key_columns()[0]} IS NULL"
+        # IS NULL would be true of a row that is there and has nothing but NULL.
+        is_absent = ".* IS NOT DISTINCT FROM NULL" if whole else first
+        left, came = f"{NEW}{is_absent}", f"{OLD}{is_absent}"
         masks = self._masks()
         moves = f"CASE WHEN {left} THEN {_KEY_LEFT} WHEN {came} THEN {_KEY_CAME} ELSE {masks[0]} END AS m0"
         others = [f"{mask} AS m{place}" for place, mask in enumerate(masks) if place]
@@ -334,7 +365,8 @@ class Rows:
         return f"({_are_two_on_disk(old, new)} AND {differs})"
 
     def _is_told_by_equality(self, field: Field[Any, Any]) -> bool:
-        return self._kind(field).comparable and not getattr(field, "db_collation", None)
+        # A foreign key has the collation of what it refers to.
+        return self._kind(field).comparable and not field.db_parameters(self.connection).get("collation")
 
     def _key_columns(self) -> list[str]:
         return [self._column(field) for field in self.keys]
@@ -382,6 +414,10 @@ def _are_two_on_disk(old: str, new: str) -> str:
 
 def _all(tests: Iterable[str]) -> str:
     return " AND ".join(tests)
+
+
+def _array_of_names(fields: Iterable[Any]) -> str:
+    return f"ARRAY[{', '.join(literal(str(field.column)) for field in fields)}]::name[]"
 
 
 def _list(parts: list[str]) -> str:

@@ -53,11 +53,14 @@ def create(declaration: Notify, model: type[Model], schema_editor: BaseDatabaseS
     """
     quote = schema_editor.quote_name
     function = ";\n".join(renew(declaration, model, schema_editor.connection))
-    made = [_trigger(declaration, operation, quote) for operation in declaration.on]
+    made = [
+        _trigger(declaration, operation, lambda name: quote(name).replace("%", "%%")) for operation in declaration.on
+    ]
     # Django renames or drops a waiting Statement together with the table that it refers to.
     return Statement(
         _DDL.replace("{ddl}", "\n".join([_GUARD, "%(function)s;", *made])).replace("$pgsignals_ddl$", _tag(function)),
         table=Table(model._meta.db_table, quote),
+        table_text=Table(model._meta.db_table, lambda name: literal(quote(name))),
         function=function,
         name=literal(f"{quote(function_name(declaration))}()"),
         **_waiting(f"pgsignals: the table of {model._meta.label} is in use, so its trigger could not be made."),
@@ -84,7 +87,7 @@ END $pgsignals_ddl$"""
 # Whoever owns a function can replace it later, and every writer to the table would then run what it says.
 _GUARD = """    SELECT pg_get_userbyid(proowner) INTO stranger FROM pg_catalog.pg_proc
     WHERE oid = to_regprocedure(%(name)s) AND pg_get_userbyid(proowner) <> current_user
-        AND proowner <> (SELECT relowner FROM pg_catalog.pg_class WHERE oid = '%(table)s'::regclass);
+        AND proowner <> (SELECT relowner FROM pg_catalog.pg_class WHERE oid = %(table_text)s::regclass);
     IF FOUND THEN
         RAISE EXCEPTION 'pgsignals: there is a function %% of another role, %%', %(name)s, stranger
             USING HINT = 'It could replace the trigger''s function at any time. Drop that function, or give it to the '

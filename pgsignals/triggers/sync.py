@@ -51,7 +51,7 @@ class Status:
     partitioned: bool = False
     """Whether the table is partitioned, so that writes straight into a partition are not seen."""
     unique: bool = True
-    """Whether the database keeps the model's key unique, which is what old and new rows of an update are paired by."""
+    """Whether the database keeps the model's key unique and free of NULL: by it an update's rows are paired."""
     renewable: bool = False
     """Whether replacing the function is all that is to be done."""
     elsewhere: bool = False
@@ -232,10 +232,10 @@ def _status(
 
 def _table(model: type[Model], connection: BaseDatabaseWrapper) -> tuple[int | None, str, str, bool, list[str]]:
     """The table that a model's name means to this session: its oid, its name in PostgreSQL's words, its kind, whether
-    its key is unique, and the roles that may own the function: its own owner, and the one that asks."""
+    its key is unique and never NULL, and the roles that may own the function: its own owner, and the one that asks."""
     keys = [field.column for field in key_fields(model)]
     with connection.cursor() as cursor:
-        cursor.execute(_TABLE, [keys, connection.ops.quote_name(model._meta.db_table)])
+        cursor.execute(_TABLE, [keys, keys, connection.ops.quote_name(model._meta.db_table)])
         row: tuple[int, str, str, bool, list[str]] | None = cursor.fetchone()
         return row or (None, "", "", True, [])
 
@@ -250,6 +250,8 @@ SELECT c.oid::bigint, c.oid::regclass::text, c.relkind::text,
                 SELECT array_agg(a.attname::text) FROM pg_catalog.pg_attribute a
                 WHERE a.attrelid = c.oid AND a.attnum = ANY (i.indkey)
             ) <@ %s::text[]
+    ) AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute a WHERE a.attrelid = c.oid AND a.attname = ANY (%s) AND NOT a.attnotnull
     ),
     ARRAY[pg_get_userbyid(c.relowner)::text, current_user::text]
 FROM pg_catalog.pg_class c WHERE c.oid = pg_catalog.to_regclass(%s)

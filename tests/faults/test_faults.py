@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ import psycopg
 import pytest
 
 from tests.postgres import Server
-from tests.servers import free_port, running
+from tests.servers import pgbouncer
 
 from .proxy import BOTH, TO_CLIENT, TO_SERVER, Proxy
-from .staging import WITHIN, Relay, Writer, execute, own_server, place_of, staged, warmed_up
+from .staging import MORE_MEMORY, WITHIN, Relay, Writer, execute, own_server, place_of, staged, warmed_up
 
 pytestmark = pytest.mark.faults
 
-OF_RELAYS = "FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%'"
+KILL = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%'"
 
 
 # The server.
@@ -32,8 +31,8 @@ OF_RELAYS = "FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen
 
 def test_its_backend_is_killed(place: dict[str, Any]) -> None:
     with staged("backend killed", place, place) as fault:
+        execute(place, KILL)
         fault.is_over()
-        execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
         fault.relay.wait_until(lambda one: one[0] == "gap", "a gap is announced")
         assert fault.check().recovered < 5
 
@@ -41,7 +40,7 @@ def test_its_backend_is_killed(place: dict[str, Any]) -> None:
 def test_its_backend_is_killed_again_and_again(place: dict[str, Any]) -> None:
     with staged("backend killed ten times", place, place) as fault:
         for count in range(1, 11):
-            execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
+            execute(place, KILL)
             fault.relay.output.wait_for("Connected again", count, within=WITHIN)
         fault.is_over()
         assert fault.check().gaps == 10
@@ -151,30 +150,16 @@ def test_a_slow_line_is_no_dead_one(place: dict[str, Any], proxy: Proxy) -> None
         assert (outcome.lost, outcome.gaps) == (0, 0)
 
 
-@contextmanager
-def pgbouncer(server: Server, mode: str, folder: Path) -> Iterator[int]:
-    """The port of a PgBouncer before the server."""
-    if not (program := shutil.which("pgbouncer", path=f"/usr/sbin:{os.environ['PATH']}")):
-        pytest.skip("NOT RUN: tests with a real PgBouncer. Install it: apt-get install pgbouncer")
-    port = free_port()
-    lines = [
-        "[databases]",
-        f"postgres = host=127.0.0.1 port={server.port} user=postgres",
-        "[pgbouncer]",
-        "listen_addr = 127.0.0.1",
-        f"listen_port = {port}",
-        "auth_type = any",
-        f"pool_mode = {mode}",
-        "unix_socket_dir =",
-        "ignore_startup_parameters = extra_float_digits",
-    ]
-    folder.chmod(0o755)
-    (folder / "pgbouncer.ini").write_text("\n".join(lines))
-    # It refuses to run as root.
-    become = ["-u", server.user] if server.user else []
-    with running([program, *become, str(folder / "pgbouncer.ini")], {"PATH": "/usr/bin:/bin"}) as process:
-        process.wait_for("process up")
-        yield port
+def test_a_flood_over_a_slow_line_is_only_late(place: dict[str, Any], proxy: Proxy) -> None:
+    """The token comes behind the flood, later than it may come otherwise."""
+    with staged("flood over a slow line", {**place, "port": proxy.port}, place, CONNECT_TIMEOUT=10) as fault:
+        proxy.slow(0.001)
+        execute(place, "SELECT count(pg_notify('faults', (-n)::text)) FROM generate_series(1, 5000) AS n")
+        fault.relay.wait_until(lambda one: one[:2] == ["heard", -5000], "the end of the flood is heard")
+        proxy.slow(0)
+        fault.is_over()
+        outcome = fault.check()
+        assert (outcome.lost, outcome.gaps) == (0, 0)
 
 
 def test_pgbouncer_in_transaction_mode_is_refused_with_the_remedy(
@@ -201,8 +186,8 @@ def test_pgbouncer_in_session_mode_works(
     with pgbouncer(shared, "session", Path(tmp_path_factory.mktemp("pgb"))) as port:
         there = {**place, "port": port}
         with staged("PgBouncer, session mode", there, place) as fault:
+            execute(place, KILL)
             fault.is_over()
-            execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
             fault.check()
 
 
@@ -229,7 +214,7 @@ def test_the_password_is_changed(place: dict[str, Any], role: dict[str, Any]) ->
         execute(place, "ALTER ROLE app PASSWORD 'second'")
         fault.relay.output.wait_for("cannot be proven, because the probe's own connection failed", within=WITHIN)
         fault.relay.hears(fault.writer.sent[-1].number + 20)
-        execute(place, f"SELECT pg_terminate_backend(pid) {OF_RELAYS}")
+        execute(place, KILL)
         fault.relay.output.wait_for("password authentication failed", 3, within=WITHIN)
         execute(place, "ALTER ROLE app PASSWORD 'first'")
         fault.is_over()
@@ -272,6 +257,15 @@ def test_a_running_receiver_may_finish_after_sigterm(place: dict[str, Any]) -> N
         assert fault.relay.output.process.wait(WITHIN) == 0
         assert [one[0] for one in fault.relay.told if one[0] in ("began", "ended")] == ["began", "ended"]
         assert "Stopping; a running receiver may finish" in fault.relay.output.text
+        # Whoever looks after it starts it again.
+        ended, again = time.time(), Relay(place)
+        try:
+            again.output.wait_for("Listening to", within=WITHIN)
+            anew = warmed_up(fault.fault, again, fault.writer)
+            anew.over = ended
+            assert anew.check().lost == 0
+        finally:
+            again.output.end(signal.SIGTERM)
 
 
 # What arrives.
@@ -306,10 +300,13 @@ def test_100_000_payloads_of_strangers(place: dict[str, Any]) -> None:
         assert len(fault.relay.output.lines) < 200
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
 @pytest.mark.parametrize("bad", ["raises", "exits", "closes its connection", "leaves a transaction open", "hangs"])
-def test_a_receiver_misbehaves(place: dict[str, Any], bad: str) -> None:
+def test_a_receiver_misbehaves(place: dict[str, Any], bad: str, kind: str) -> None:
     """The next one of the same event, the next event, and everybody else go on as ever."""
-    with staged(f"a receiver {bad}", place, place, bad=bad) as fault:
+    named = "a receiver" if kind == "sync" else "an async receiver"
+    staging = staged(f"{named} {bad}", place, place, bad=bad if kind == "sync" else f"async {bad}")
+    with staging as fault:
         for number in range(1, 4):
             execute(place, f"NOTIFY bad, '{number}'")
             fault.relay.wait_until(lambda one, n=number: one[:2] == ["behaved", n], f"the other receiver gets {number}")
@@ -318,11 +315,41 @@ def test_a_receiver_misbehaves(place: dict[str, Any], bad: str) -> None:
         assert (outcome.lost, outcome.gaps) == (0, 0)
         sign = {"leaves a transaction open": "left a transaction open", "hangs": "raised TimeoutError"}
         if bad != "closes its connection":
-            assert sign.get(bad, "raised") in fault.relay.output.text
+            fault.relay.output.wait_for(sign.get(bad, "raised"), within=WITHIN)
 
 
-def test_another_listener_that_does_not_read_fills_the_servers_queue() -> None:
-    """Writers' commits fail then, and so does the probe: it says why, and goes on when the queue is free again."""
+def test_receivers_hang_in_threads(place: dict[str, Any]) -> None:
+    """In as many as asyncio has: it looks up the names of hosts there, and the relay must connect again."""
+    there = {**place, "host": "localhost"}
+    with staged("12 receivers hang in asyncio's threads", there, place, bad="async hangs in a thread") as fault:
+        for number in range(12):
+            execute(place, f"NOTIFY bad, '{number}'")
+        fault.relay.wait(lambda: sum(one[0] == "behaved" for one in fault.relay.told) == 12, "all of them are called")
+        execute(place, KILL)
+        fault.is_over()
+        fault.relay.wait_until(lambda one: one[0] == "gap", "a gap is announced")
+        fault.check()
+
+
+def test_a_receiver_sleeps_while_500_000_rows_arrive(place: dict[str, Any]) -> None:
+    """All at once, after a standstill. The socket is drained, what waits is bounded, and what gave way is a gap."""
+    with staged("a receiver sleeps while 500,000 rows arrive", place, place, bad="sleeps", BUFFER=4) as fault:
+        os.kill(fault.relay.pid, signal.SIGSTOP)
+        execute(place, "INSERT INTO shop_customer (name) SELECT 'sleepy' FROM generate_series(1, 500000)")
+        os.kill(fault.relay.pid, signal.SIGCONT)
+        fault.relay.hears(fault.writer.sent[-1].number)
+        assert fault.relay.memory() - fault.memory < MORE_MEMORY
+        execute(place, "NOTIFY wake")
+        fault.relay.wait_until(
+            lambda one: one[0] == "gap" and one[1][2].startswith("overflow"), "the overflow is a gap"
+        )
+        fault.is_over()
+        fault.check()
+
+
+@pytest.fixture
+def tight() -> Iterator[dict[str, Any]]:
+    """A server whose queue of notifications is soon full."""
     server = own_server()
     programs = subprocess.run([str(server.programs / "postgres"), "--version"], capture_output=True, text=True)
     if int(programs.stdout.split()[-1].split(".")[0]) < 17:
@@ -330,19 +357,41 @@ def test_another_listener_that_does_not_read_fills_the_servers_queue() -> None:
         pytest.skip("NOT RUN: a full queue of notifications; before PostgreSQL 17 it has 8 GB. Run with a newer one.")
     server.options += " -c max_notify_queue_pages=64"
     server.start()
-    place = place_of(server)
+    yield place_of(server)
+    server.close()
+
+
+def test_another_listener_that_sits_in_a_transaction_fills_the_servers_queue(tight: dict[str, Any]) -> None:
+    """Writers' commits fail then, and so does the probe: it says why, and goes on when the queue is free again."""
+    with staged("queue full: a listener in a transaction", tight, tight) as fault:
+        with psycopg.connect(**tight) as sleeper:
+            sleeper.execute("LISTEN faults")
+            sleeper.commit()
+            sleeper.execute("SELECT 1")  # in a transaction: it receives nothing, and keeps everything
+            fill(tight)
+            fault.relay.output.wait_for("too many notifications in the NOTIFY queue", within=WITHIN)
+        fault.is_over()
+        assert fault.check().lost == 0
+
+
+def test_another_relay_that_is_stopped_fills_the_servers_queue(tight: dict[str, Any]) -> None:
+    """It hears all of it when it goes on; nothing was lost to it, so it announces nothing."""
+    other = Relay(tight, "nobody")
     try:
-        with staged("queue of notifications full", place, place) as fault:
-            with psycopg.connect(**place) as sleeper:
-                sleeper.execute("LISTEN faults")
-                sleeper.commit()
-                sleeper.execute("SELECT 1")  # in a transaction: it receives nothing, and keeps everything
-                fill(place)
-                fault.relay.output.wait_for("too many notifications in the NOTIFY queue", within=WITHIN)
+        other.output.wait_for("Listening to", within=WITHIN)
+        with staged("queue full: another relay stopped", tight, tight) as fault:
+            other.hears(fault.writer.sent[-1].number)
+            os.kill(other.pid, signal.SIGSTOP)
+            fill(tight)
+            fault.relay.output.wait_for("too many notifications in the NOTIFY queue", within=WITHIN)
+            os.kill(other.pid, signal.SIGCONT)
             fault.is_over()
             assert fault.check().lost == 0
+            other.hears(fault.writer.sent[-1].number)
+            assert other.gaps() == []
     finally:
-        server.close()
+        os.kill(other.pid, signal.SIGCONT)
+        other.output.end(signal.SIGTERM)
 
 
 def fill(place: dict[str, Any]) -> None:

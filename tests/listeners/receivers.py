@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 
-from pgsignals import PgEvent, on_pg_event
+from pgsignals import PgEvent, on_pg_event, on_pg_gap
+from pgsignals.sink import Gap
 from tests.shop.models import Order
 
 _named = os.environ.get("PGSIGNALS_TEST_RECEIVERS", "").split()
@@ -67,6 +68,10 @@ if "once" in _named:
     @on_pg_event("app_events", once=True)
     def once(event: PgEvent) -> None:
         say(f"once {event.payload}")
+
+    @on_pg_gap
+    def missed(gap: Gap) -> None:
+        say(f"gap: {gap.cause}")
 
 
 if "fail" in _named:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
+from pgsignals.live.hub import hub_of
 from pgsignals.live.sse import PgEventStream
 
 from . import views
@@ -24,9 +24,8 @@ def htmx_js(request: HttpRequest, version: int) -> HttpResponse:
 
 async def members(request: HttpRequest) -> HttpResponse:
     """How many listen in this process."""
-    groups = getattr(get_channel_layer(), "groups", {})
-    tasks = [task for task in asyncio.all_tasks() if task.get_name() in ("pgsignals-stream", "pgsignals-browser")]
-    return HttpResponse(f"{sum(map(len, groups.values()))} {len(tasks)}")
+    members = hub_of(get_channel_layer())._members
+    return HttpResponse(str(sum(map(len, members.values()))))
 
 
 urlpatterns = [

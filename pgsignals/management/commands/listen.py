@@ -19,11 +19,13 @@ from django.utils import autoreload
 from django.utils.translation import gettext as _
 
 from pgsignals import conf
+from pgsignals.durable import control
+from pgsignals.durable.housekeeping import Housekeeper
 from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.listening.health import HealthFile, HealthServer
 from pgsignals.listening.printing import PrintSink
 from pgsignals.listening.relay import Relay, RelayRefused
-from pgsignals.listening.running import build, choose, spare_the_collector
+from pgsignals.listening.running import build, choose, make_room, spare_the_collector
 from pgsignals.publishing import PublishError, check_channel
 from pgsignals.receivers import registry
 
@@ -119,7 +121,19 @@ class Command(OfflineChecks):
         finally:
             if handler is not None:
                 logger.removeHandler(handler)
-        self._say(_("Handled %(count)d events; nothing is left.") % {"count": workers.handled})
+        self._say(_("Handled %(count)d events.") % {"count": workers.handled})
+        self._say_what_is_left(workers)
+
+    def _say_what_is_left(self, workers: Workers) -> None:
+        mine = {worker.group for worker in workers.workers}
+        for one in control.status(workers.database):
+            if one.name in mine and (one.parked or one.paused or one.waits):
+                why = _("is paused") if one.paused else _("waits, because everything failed")
+                state = why if one.paused or one.waits else _("goes on")
+                self._say(
+                    _("The group %(name)r %(state)s; it has %(parked)d events that wait for another attempt.")
+                    % {"name": one.name, "state": state, "parked": one.parked}
+                )
 
     def _workers(self, options: dict[str, Any]) -> Workers | None:
         """Part of a group's receivers cannot handle its events, so --only leaves the groups to --groups."""
@@ -173,6 +187,8 @@ class Command(OfflineChecks):
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, end)
         self._introduce_groups(workers)
+        keeper = Housekeeper(workers.database)
+        keeper.start()
         workers.start()
         try:
             while not ended.wait(1.0):  # a wait without end would keep Python from handling signals
@@ -180,6 +196,7 @@ class Command(OfflineChecks):
         finally:
             self._say(_("Stopping; a running receiver may finish. A second signal ends it at once."))
             workers.stop()
+            keeper.stop()
 
     async def _run(self, options: dict[str, Any]) -> None:
         channels: list[str] = options["channels"]
@@ -202,6 +219,7 @@ class Command(OfflineChecks):
             self._end_on_signals(relay)
             self._introduce(relay, sink is not None, options)
             spare_the_collector()
+            make_room()
             await relay.run()
 
     def _be_watched(self, relay: Relay, path: str | None, address: str | None, until_the_end: ExitStack) -> None:
