@@ -217,3 +217,20 @@ def test_what_partitions_at_another_position_do_does_not_lose_an_acknowledgment(
     ending.clear()
     drained("billing")
     assert len(box.items) == len(set(box.items)), "no event came twice, for nothing failed"
+
+
+def test_a_parked_event_of_a_model_that_is_gone_holds_up_nobody() -> None:
+    @on_pg_event(Account, "insert", group="billing")
+    def later(event: PgEvent) -> None:
+        raise Retry(after=3600)
+
+    drained("billing")
+    Account.objects.create()
+    drained("billing")
+    gone = ParkedEvent.objects.get()
+    gone.head = gone.head.replace("ledger.account", "ledger.gone")
+    gone.next_at = gone.at
+    gone.save()
+    drained("billing")
+    assert not ParkedEvent.objects.exists()
+    assert not DeadLetter.objects.exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import wire
+from ..decode import UnknownLabel
 from ..event import PgEvent
 from . import failures
 from .atomic import AtomicGroup
@@ -58,6 +59,10 @@ class Retrying:
         """Whether it is parked no more, so that the next of its key may be tried."""
         try:
             event = self._decoding.event(one.row)
+        except UnknownLabel:
+            # The project has that model no more; what was not parked is passed over, too.
+            failures.forget(self._holding.connection.cursor(), one, lease)
+            return True
         except wire.WireError as error:
             self._leave(one, lease, error)
             return False
