@@ -230,7 +230,7 @@ def test_a_parked_event_of_a_model_that_is_gone_holds_up_nobody() -> None:
     gone = ParkedEvent.objects.get()
     gone.head = gone.head.replace("ledger.account", "ledger.gone")
     gone.next_at = gone.at
-    gone.save()
+    gone.save(update_fields=["head", "next_at"])
     drained("billing")
     assert not ParkedEvent.objects.exists()
     assert not DeadLetter.objects.exists()
