@@ -554,9 +554,11 @@ def test_a_child_does_not_keep_a_connection_that_was_being_made(script: Script) 
         process = script(
             """
             thread = inprocess.start(in_children=False)
-            signal.signal(signal.SIGUSR1, lambda *_: None)
+            told = []
+            signal.signal(signal.SIGUSR1, lambda *_: told.append(1))
             say("waits")
-            signal.pause()
+            while not told:
+                time.sleep(0.01)
             # Its own wake-up, and the connection.
             while len(thread._descriptors()) < 2:
                 time.sleep(0.01)
