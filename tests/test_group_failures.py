@@ -194,6 +194,7 @@ def test_what_partitions_at_another_position_do_does_not_lose_an_acknowledgment(
     def bill(event: PgEvent) -> None:
         box.put(event.id)
         if event.new["owner"] == "end":
+            until(lambda: ending, "the test knows the worker")
             for worker in ending:
                 worker.stop()  # type: ignore[attr-defined]
 
