@@ -147,11 +147,7 @@ class _LogRows(Rows):
         head: list[str | _Sql] = [start]
         head += [_Sql("to_json(TG_TABLE_SCHEMA::text)"), _Sql("pgsignals_context"), self._opening(operation)]
         if operation == UPDATE:
-            tests = [
-                _Sql(f"CASE WHEN {self._differs(field)} THEN {literal(',' + json_text(field.name))} ELSE '' END")
-                for field in self.compared
-            ]
-            head += [',"c":', _Sql(_listed(_formatted(*tests)))]
+            head += [',"c":', _Sql(_listed(_formatted(*map(_Sql, self._each_changed_name()))))]
         return _formatted(*head, "}")
 
     def _body_of_one(self, aliases: Sequence[str]) -> str:
@@ -167,11 +163,6 @@ class _LogRows(Rows):
         """Whether an update of the row is to be stored."""
         differs = self._watched_differ() or f"{OLD} *<> {NEW}"
         return " AND ".join(filter(None, [differs, self.satisfied(UPDATE)]))
-
-    def _full_opening(self, operation: str) -> str:
-        if operation != UPDATE:
-            return literal(self._opening(operation))
-        return f"""{literal(self._opening(UPDATE))} || ',"c":' || {_listed(self.changed_names())}"""
 
     def stored(self, operation: str) -> str:
         """The SELECT of what the log gets of a statement's rows."""
@@ -200,7 +191,11 @@ class _LogRows(Rows):
             f"CASE WHEN {left} THEN {literal(of_left)} WHEN {came} THEN {literal(of_came)} ELSE {stays} END"
             for of_left, of_came, stays in (
                 (wire.OPERATION_CODES[DELETE], wire.OPERATION_CODES[INSERT], literal(wire.OPERATION_CODES[UPDATE])),
-                (self._opening(DELETE), self._opening(INSERT), self._full_opening(UPDATE)),
+                (
+                    self._opening(DELETE),
+                    self._opening(INSERT),
+                    f"""{literal(self._opening(UPDATE))} || ',"c":' || {_listed(self.changed_names())}""",
+                ),
             )
         )
         key = f"(CASE WHEN {left} THEN {self._order_key(OLD)} ELSE {self._order_key(NEW)} END)"

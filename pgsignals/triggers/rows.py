@@ -166,11 +166,13 @@ class Rows:
 
     def changed_names(self) -> str:
         """The names of the fields that differ, each after a comma."""
-        tests = [
+        return " || ".join(self._each_changed_name()) or "''"
+
+    def _each_changed_name(self) -> list[str]:
+        return [
             f"CASE WHEN {self._differs(field)} THEN {literal(',' + json_text(field.name))} ELSE '' END"
             for field in self.compared
         ]
-        return " || ".join(tests) or "''"
 
     def update_satisfied(self) -> str:
         """Whether an update of the row is to be announced, by what is watched and by the condition; empty where any."""
