@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -17,18 +16,12 @@ from pgsignals.models import DeadLetter, ParkedEvent
 
 from .conftest import connect
 from .ledger.models import Account, Entry
-from .relaying import Box, only_receivers_of_this_test
-from .working import clear_log, drained, until, working
+from .relaying import Box
+from .working import alone, drained, until, working
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
 
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
+__all__ = ["alone"]
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from django.db import connection
@@ -14,22 +13,12 @@ from pgsignals.durable.failures import Retry
 from pgsignals.models import DeadLetter, ParkedEvent, Partition
 
 from .ledger.models import Account, Effect
-from .relaying import Box, only_receivers_of_this_test
-from .working import clear_log, drained, rows, until, working
+from .relaying import Box
+from .working import alone, drained, owners, rows, until, working
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
 
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
-
-
-def owners(*names: str) -> None:
-    Account.objects.bulk_create(Account(owner=name) for name in names)
+__all__ = ["alone"]
 
 
 def test_to_drain_is_not_to_wait_for_a_later_attempt_nor_for_what_waits_behind_it() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -17,18 +16,12 @@ from pgsignals.signals import event_dead
 
 from .conftest import connect
 from .ledger.models import Account, Effect, Entry
-from .relaying import Box, only_receivers_of_this_test
-from .working import clear_log, drained, rows, until, working
+from .relaying import Box
+from .working import alone, drained, rows, until, working
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
 
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
+__all__ = ["alone"]
 
 
 def test_a_group_gets_each_event_once_in_the_order_of_its_key() -> None:

@@ -19,21 +19,15 @@ from pgsignals.models import LogEntry
 
 from .conftest import connect
 from .ledger.models import Account
-from .relaying import Box, only_receivers_of_this_test
+from .relaying import Box
 from .servers import ROOT
-from .working import clear_log, drained, rows, working
+from .working import alone, drained, rows, working
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
+
+__all__ = ["alone"]
 
 INSERT = "INSERT INTO ledger_account (owner, balance, note) VALUES (%s, 0, '')"
-
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
 
 
 def run(*statements: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,19 +19,13 @@ from pgsignals.models import Identity, LogEntry
 from pgsignals.testing import capture_events
 
 from .ledger.models import Account, Entry
-from .relaying import Box, only_receivers_of_this_test
+from .relaying import Box
 from .shop.models import Customer
-from .working import clear_log, drained, rows, until, working
+from .working import alone, drained, rows, until, working
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
 
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
+__all__ = ["alone"]
 
 
 def test_a_log_from_another_cluster_is_recognised_and_continued_without_loss(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -18,21 +17,15 @@ from pgsignals.models import DelayedMessage, LogEntry
 
 from .conftest import connect
 from .ledger.models import Account
-from .relaying import Box, only_receivers_of_this_test
+from .relaying import Box
 from .servers import running
-from .working import clear_log, drained, rows, until
+from .working import alone, drained, rows, until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
+
+__all__ = ["alone"]
 
 INSERT = "INSERT INTO ledger_account (owner, balance, note) VALUES (%s, 0, '')"
-
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
 
 
 def clean(keep: float = 0.001) -> int:

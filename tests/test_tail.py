@@ -14,18 +14,12 @@ from pgsignals.signals import pg_event
 
 from .conftest import connect
 from .ledger.models import Account
-from .relaying import Box, only_receivers_of_this_test, relaying
-from .working import clear_log, until
+from .relaying import Box, relaying
+from .working import alone, until
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
 
-
-@pytest.fixture(autouse=True)
-def _alone(transactional_db: object) -> Iterator[None]:
-    clear_log()
-    with only_receivers_of_this_test():
-        yield
-    clear_log()
+__all__ = ["alone"]
 
 
 @contextmanager

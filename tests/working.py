@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from django.db import connection
 from django.test import override_settings
 
@@ -14,6 +15,9 @@ from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.receivers import registry
 from pgsignals.tables import DEAD, DELAYED, GROUP, LOG, PARKED, PARTITION, PROCESSED, WORKER
 
+from .ledger.models import Account
+from .relaying import only_receivers_of_this_test
+
 WITHIN = 60.0
 
 
@@ -21,6 +25,19 @@ def clear_log() -> None:
     """As after the first `migrate`."""
     with connection.cursor() as cursor:
         cursor.execute(f"TRUNCATE {LOG}, {GROUP}, {PARTITION}, {WORKER}, {PARKED}, {DEAD}, {DELAYED}, {PROCESSED}")
+
+
+@pytest.fixture
+def alone(transactional_db: object) -> Iterator[None]:
+    """An empty log, and no receivers but the test's own."""
+    clear_log()
+    with only_receivers_of_this_test():
+        yield
+    clear_log()
+
+
+def owners(*names: str) -> None:
+    Account.objects.bulk_create(Account(owner=name) for name in names)
 
 
 def until(condition: Callable[[], object], what: str = "it") -> None:
