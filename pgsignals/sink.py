@@ -54,6 +54,16 @@ class Sink:
         """Finish what is running, and drop the rest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """The moment in the database from which on a relay listens."""
+
+    snapshot: str
+    """As pg_current_snapshot() has it: what was over then is not told."""
+    at: datetime
+    """By the database's clock."""
+
+
 Deliver = Callable[[Sequence[PgEvent], int], None]
 """Gives events, whose payloads had so many bytes, to the relay's sinks. May be called in any thread."""
 
@@ -61,7 +71,7 @@ Deliver = Callable[[Sequence[PgEvent], int], None]
 class Companion:
     """What goes along with a relay, in threads of its own, and is woken when the log has something new."""
 
-    def start(self, deliver: Deliver) -> None:
+    def start(self, deliver: Deliver, beginning: Beginning) -> None:
         """Begin. May not block."""
         raise NotImplementedError
 

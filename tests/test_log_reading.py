@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from pgsignals.durable import reading
@@ -57,3 +58,31 @@ def test_what_ran_and_what_came_later_is_read_in_the_order_of_ids() -> None:
         slow.commit()
     seen, _ = owners(later)
     assert [one.split('"')[1] for one in seen] == ["1", "3"]
+
+
+def touched(session: psycopg.Connection) -> int:
+    """How many rows of the log this session has looked at."""
+    session.execute("SELECT pg_stat_force_next_flush()")
+    (count,) = session.execute(
+        "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'pgsignals_log'"
+    ).fetchone()
+    return count
+
+
+def test_a_plan_made_while_the_log_was_empty_reads_no_more_than_the_window_when_it_has_grown() -> None:
+    """Statements are prepared, and nothing has told PostgreSQL since how big the log has become."""
+    with reading.connect("default", "pgsignals test") as own, connect() as writer:
+        assert own.prepare_threshold is not None
+        own.execute("SET plan_cache_mode = force_generic_plan")
+        for _ in range(3):
+            position = reading.opened(own, now(), reading.horizon(own))
+            own.execute(*reading.query(position, 1000)).fetchall()
+        writer.execute(
+            "INSERT INTO ledger_account (owner, balance, note) SELECT '', 0, '' FROM generate_series(1, 20000)"
+        )
+        position = now()
+        writer.execute(INSERT, ["new"])
+        before = touched(own)
+        opened = reading.opened(own, position, reading.horizon(own))
+        assert len(own.execute(*reading.query(opened, 1000)).fetchall()) == 1
+        assert touched(own) - before < 200

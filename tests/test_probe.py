@@ -24,7 +24,7 @@ from pgsignals.listening import relay as relay_module
 from pgsignals.listening.connection import ListeningConnection, parameters
 from pgsignals.listening.health import is_healthy
 from pgsignals.listening.relay import HEALTHY, PROVING, Relay
-from pgsignals.sink import Companion, Deliver, Sink
+from pgsignals.sink import Beginning, Companion, Deliver, Sink
 
 from .conftest import connect
 from .relaying import WITHIN, Box, Running, Tap, only_receivers_of_this_test, relaying
@@ -342,7 +342,7 @@ def test_what_a_companion_reads_does_not_pile_up_while_the_event_loop_is_held_up
             go_on.wait(WITHIN)
 
     class Eager(Companion):
-        def start(self, deliver: Deliver) -> None:
+        def start(self, deliver: Deliver, beginning: Beginning) -> None:
             def read() -> None:
                 for number in range(3):
                     deliver([], 0)

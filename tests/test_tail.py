@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,12 +10,15 @@ import pytest
 from django.db import connection
 
 from pgsignals import PgEvent, on_pg_event, publish
+from pgsignals.durable import reading
+from pgsignals.durable.identity import recognise
+from pgsignals.durable.line import Line
 from pgsignals.durable.tail import Tail
 from pgsignals.signals import pg_event
 
 from .conftest import connect
 from .ledger.models import Account
-from .relaying import Box, relaying
+from .relaying import WITHIN, Box, relaying
 from .working import alone, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
@@ -25,9 +29,7 @@ __all__ = ["alone"]
 @contextmanager
 def tailing() -> Iterator[None]:
     """A relay that also reads the log, from now."""
-    tail = Tail("default")
-    with relaying(channels=["app_events"], companions=[tail]):
-        until(lambda: tail.position is not None, "the log's position")
+    with relaying(channels=["app_events"], companions=[Tail("default")]):
         yield
 
 
@@ -65,6 +67,49 @@ def test_a_receiver_of_a_group_is_not_called_by_the_relay() -> None:
         Account.objects.create()
         plain.wait(1)
     assert grouped.items == []
+
+
+@contextmanager
+def out_of_reach(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The log cannot be connected to, until this is set."""
+    reachable, connecting = threading.Event(), reading.connect
+
+    def late(database: str, name: str) -> Line:
+        assert reachable.wait(WITHIN)
+        return connecting(database, name)
+
+    monkeypatch.setattr(reading, "connect", late)
+    try:
+        yield reachable
+    finally:
+        reachable.set()
+
+
+def test_what_is_written_once_the_relay_listens_comes_although_the_log_is_reached_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    box = Box()
+    on_pg_event(Account)(lambda event: box.put(event.new["owner"]))
+    Account.objects.create(owner="before")
+    with out_of_reach(monkeypatch) as reachable, tailing():
+        Account.objects.create(owner="soon")
+        reachable.set()
+        assert box.wait(1) == ["soon"]
+
+
+def test_a_log_that_is_put_right_meanwhile_is_not_told_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To put it right gives each of its rows a new transaction id."""
+    box = Box()
+    on_pg_event(Account)(lambda event: box.put(event.new["owner"]))
+    Account.objects.create(owner="restored")
+    with connection.cursor() as cursor:
+        cursor.execute("DELETE FROM pgsignals_identity")
+        cursor.execute("INSERT INTO pgsignals_identity (system_identifier) VALUES ('another')")
+    with reading.connect("default", "pgsignals test") as line, out_of_reach(monkeypatch) as reachable, tailing():
+        assert recognise(line)
+        reachable.set()
+        until(lambda: Account.objects.create(owner="new") and box.items, "events")
+    assert set(box.items) == {"new"}
 
 
 def test_what_was_written_while_the_logs_connection_was_away_still_comes() -> None:

@@ -16,7 +16,7 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import conf
-from ..sink import Companion, Deliver
+from ..sink import Beginning, Companion, Deliver
 from ..tables import DELAYED, LOG, PARTITION, PROCESSED, PUBLISH
 from .line import Line
 from .reading import connect, one
@@ -173,7 +173,7 @@ class Housekeeper(Companion):
         self._said = ""
         self._thread = threading.Thread(target=self._run, name="pgsignals-housekeeping", daemon=True)
 
-    def start(self, deliver: Deliver | None = None) -> None:
+    def start(self, deliver: Deliver | None = None, beginning: Beginning | None = None) -> None:
         """Start the thread."""
         self._thread.start()
 

@@ -12,6 +12,7 @@ on counting.
 from __future__ import annotations
 
 import logging
+from datetime import datetime
 
 from ..tables import IDENTITY, LOG, PARTITION
 from .line import Line
@@ -39,6 +40,14 @@ FROM (
 """
 
 
+_STAMPED_SINCE = f"SELECT coalesce((SELECT since > %s FROM {IDENTITY}), false)"
+
+
+def stamped_since(connection: Line, at: datetime) -> bool:
+    """Whether a log from another cluster was put right after that moment, so that all of it looks new."""
+    return bool(one(connection.execute(_STAMPED_SINCE, [at]))[0])
+
+
 def recognise(connection: Line) -> bool:
     """Put a log right that came from another cluster. Whether it had.
 
@@ -54,14 +63,14 @@ def recognise(connection: Line) -> bool:
             return False
         if known is None:
             # As after a test's flush; the log itself is of here.
-            connection.execute(f"INSERT INTO {IDENTITY} (system_identifier) VALUES (%s)", [here])
+            connection.execute(f"INSERT INTO {IDENTITY} (system_identifier, since) VALUES (%s, 'epoch')", [here])
             return False
         connection.execute(f"LOCK TABLE {LOG} IN SHARE ROW EXCLUSIVE MODE")
         # Before this transaction has an id: that must be one which the snapshot does not know.
         snapshot = one(connection.execute("SELECT pg_current_snapshot()::text"))[0]
         connection.execute(_REWIND, {"snapshot": snapshot})
         count = connection.execute(f"UPDATE {LOG} SET xid = pg_current_xact_id()").rowcount
-        connection.execute(f"UPDATE {IDENTITY} SET system_identifier = %s, since = now()", [here])
+        connection.execute(f"UPDATE {IDENTITY} SET system_identifier = %s, since = clock_timestamp()", [here])
     logger.warning(
         "The log came from another cluster (system identifier %s, and here it is %s): it was restored from a dump, or "
         "upgraded. Its %d events were stamped anew, and every group goes on where it was. Nothing is lost; events that "

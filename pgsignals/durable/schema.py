@@ -154,8 +154,8 @@ CREATE TABLE IF NOT EXISTS {IDENTITY} (
     system_identifier varchar(40) NOT NULL,
     since timestamptz NOT NULL DEFAULT now()
 );
-INSERT INTO {IDENTITY} (system_identifier)
-    SELECT system_identifier::text FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING;
+INSERT INTO {IDENTITY} (system_identifier, since)
+    SELECT system_identifier::text, 'epoch' FROM pg_catalog.pg_control_system() ON CONFLICT DO NOTHING;
 """
 
 # PERFORM would run a query.

@@ -1,7 +1,7 @@
 """The log's events for those who have no group: plain receivers, `pg_event`, Channels, `listen --print`.
 
-Every relay reads the log from its start on, with a position in memory: at most once, as for fast events. A connection
-that is lost meanwhile loses nothing, for the position is kept.
+Every relay reads the log from the moment on at which it listens, with a position in memory: at most once, as for fast
+events. A connection that is lost meanwhile loses nothing, for the position is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .. import conf, wire
 from ..decode import Decoder, UnknownLabel
 from ..event import PgEvent
-from ..sink import Companion, Deliver
+from ..sink import Beginning, Companion, Deliver
 from ..tables import LOG
 from . import identity, reading
 from .line import Line
@@ -35,20 +35,24 @@ _LOOK_FOR_LOG = 60.0
 class Tail(Companion):
     """Reads the log in a thread of its own."""
 
+    _deliver: Deliver
+    _beginning: Beginning | None
+    """Until the log has been looked at."""
+    _position: Position
+
     def __init__(self, database: str) -> None:
         self.database = database
         self.bell = Bell()
-        self.position: Position | None = None
         self._decoder = Decoder(database)
         self._connection: Line | None = None
-        self._deliver: Deliver = _nowhere
         self._stopping = threading.Event()
         self._said = ""
         self._thread = threading.Thread(target=self._run, name="pgsignals-log", daemon=True)
 
-    def start(self, deliver: Deliver) -> None:
+    def start(self, deliver: Deliver, beginning: Beginning) -> None:
         """Start the thread."""
-        self._deliver = deliver
+        self._deliver, self._beginning = deliver, beginning
+        self._position = Position(beginning.snapshot, 0, beginning.snapshot, 0, 0)
         self._thread.start()
 
     def ring(self) -> None:
@@ -100,9 +104,11 @@ class Tail(Companion):
         if reading.one(connection.execute("SELECT pg_catalog.to_regclass(%s)", [LOG]))[0] is None:
             self._close()
             return None
-        if self.position is None:
+        if self._beginning is not None:
             identity.recognise(connection)
-            self.position = reading.horizon(connection).position()
+            if identity.stamped_since(connection, self._beginning.at):
+                self._position = reading.horizon(connection).position()
+            self._beginning = None
         if reading.one(connection.execute(reading.LAST))[0] == 0:
             self._close()
             return None
@@ -127,14 +133,12 @@ class Tail(Companion):
 
     def _step(self, connection: psycopg.Connection[Any]) -> int:
         """How many rows it read."""
-        position = self.position
-        if position is None:
-            return 0
+        position = self._position
         if position.is_done:
             position = reading.opened(connection, position, reading.horizon(connection))
         query, given = reading.query(position, _AT_ONCE)
         rows = connection.execute(query, given).fetchall()
-        self.position = position.at(rows[-1][0]) if len(rows) == _AT_ONCE else position.done()
+        self._position = position.at(rows[-1][0]) if len(rows) == _AT_ONCE else position.done()
         events = self._decoded(rows, (position.since, position.until))
         if events:
             self._deliver(events, sum(len(row[5]) + len(row[6]) for row in rows))
@@ -150,7 +154,3 @@ class Tail(Companion):
             except wire.WireError as error:
                 logger.error("The log's row %d is left out for receivers without a group: %s", row[0], error)
         return events
-
-
-def _nowhere(events: Sequence[PgEvent], size: int) -> None:
-    """Before the start."""

@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .. import conf
 from ..receivers import Options, Registry
 from ..receivers import registry as the_registry
-from ..sink import Companion, Deliver
+from ..sink import Beginning, Companion, Deliver
 from . import reading
 from .housekeeping import Housekeeping
 from .worker import Worker
@@ -46,7 +46,7 @@ class Workers(Companion):
         self._connection: psycopg.Connection[Any] | None = None
         self._pulse = threading.Thread(target=self._run, name="pgsignals-pulse", daemon=True)
 
-    def start(self, deliver: Deliver | None = None) -> None:
+    def start(self, deliver: Deliver | None = None, beginning: Beginning | None = None) -> None:
         """Start the threads."""
         for worker in self.workers:
             worker.start()

@@ -20,10 +20,11 @@ import psycopg
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 from django.utils.connection import ConnectionDoesNotExist
+from psycopg import sql
 
 from .. import conf, wire
 from ..event import PgEvent
-from ..sink import START, Companion, Gap, Sink
+from ..sink import START, Beginning, Companion, Gap, Sink
 from ..tables import LOG
 from ..triggers import sync
 from .connection import ListeningConnection, Session, listening_parameters
@@ -62,6 +63,9 @@ _DEAF = (
     "pooler in transaction mode stands between (name a direct connection in PGSIGNALS['LISTEN']), the two connections "
     "lead to different servers or databases (a standby that was promoted, an old primary), or the line is dead"
 )
+
+
+_BEGINNING = sql.SQL("SELECT pg_current_snapshot()::text, clock_timestamp()")
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +286,7 @@ class Relay:
             if self._listens_since is None:
                 # A relay that does not listen yet, or is deaf, must not keep others from what it cannot do.
                 await self._lead(connection)
+                await self._begin(connection)
                 self._listens(connection, heard)
             else:
                 await self._listen_further(connection)
@@ -331,6 +336,17 @@ class Relay:
         logger.error("%s. It is replaced.", text)
         return "deaf: the probe's token did not arrive"
 
+    async def _begin(self, connection: ListeningConnection) -> None:
+        """Start the companions: not before the first connection has shown that the set-up will do, and before anybody
+        is told that the relay listens, for what is written from then on is theirs."""
+        waiting = self.companions[len(self._started_companions) :]
+        if not waiting:
+            return
+        ((snapshot, at),) = await connection.ask(_BEGINNING, conf.get().PROBE_WITHIN)
+        for companion in waiting:
+            companion.start(self._deliver, Beginning(snapshot, at))
+            self._started_companions.append(companion)
+
     def _listens(self, connection: ListeningConnection, heard: Moment) -> None:
         now = datetime.now(UTC)
         again = self._cause != START
@@ -343,10 +359,6 @@ class Relay:
             seconds = (gap.until - gap.since).total_seconds()
             logger.warning("Connected again. Fast events of the last %.1f s may be lost (%s).", seconds, self._cause)
         self._listens_since = asyncio.get_running_loop().time()
-        for companion in self.companions[len(self._started_companions) :]:
-            # Not before the first connection has shown that the set-up will do.
-            companion.start(self._deliver)
-            self._started_companions.append(companion)
         self._announce(gap)
         self._ring()
         if self.on_listening is not None:
