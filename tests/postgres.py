@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+_STARTED_BY = "PGSIGNALS_TEST_STARTED_BY"
+"""In the environment: which of the processes that run tests started the server."""
+
 OPTIONS = "-c fsync=off -c full_page_writes=off -c max_connections=60 -c max_prepared_transactions=10"
 
 
@@ -111,13 +114,17 @@ def from_url(url: str) -> dict[str, Any]:
 def main_server() -> dict[str, Any]:
     """Where the tests' databases are. Starts a server unless the environment names one.
 
-    What it started it names in the environment, so that the processes that tests start find the same.
+    What it started it names in the environment, so that the processes that tests start find the same. Tests that run
+    side by side (pytest-xdist) have a server for each of their processes: roles, and transactions that hold others up,
+    are the whole server's.
     """
     if url := os.environ.get("DATABASE_URL"):
         return from_url(url)
-    if not os.environ.get("PGHOST"):
+    runner = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if not os.environ.get("PGHOST") or os.environ.get(_STARTED_BY, runner) != runner:
         place = Server().start().django()
         os.environ.update(PGHOST=place["HOST"], PGPORT=place["PORT"], PGUSER="postgres", PGDATABASE="postgres")
+        os.environ[_STARTED_BY] = runner
     return {
         "NAME": os.environ.get("PGDATABASE", "postgres"),
         "USER": os.environ.get("PGUSER", "postgres"),
