@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import psycopg
 import pytest
 from django.db import connection
+from django.db.backends.postgresql.operations import DatabaseOperations
+from django.test import TransactionTestCase
+from psycopg import sql
 
 from pgsignals import PgEvent, wire
 from pgsignals.decode import Decoder
@@ -19,6 +23,10 @@ from .fleet import Fleet, functions
 # A shell has what it starts in the background ignore SIGINT, and processes hand that on; the servers that tests end by
 # it would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+SAME_FOR_ALL = {"django_content_type", "auth_permission"}
+"""Tables that migrations fill, and no test changes."""
 
 
 def connect(**options: object) -> psycopg.Connection:
@@ -69,6 +77,32 @@ class Listener:
     def event(self) -> PgEvent:
         (only,) = self.events()
         return only
+
+
+@pytest.fixture(scope="session", autouse=True)
+def flush_what_has_rows() -> Iterator[None]:
+    """After a test that commits, Django truncates all tables, which takes PostgreSQL longer than most tests."""
+    tear_down = TransactionTestCase._fixture_teardown
+
+    def sql_flush(self: Any, style: Any, tables: Sequence[str], **options: Any) -> list[str]:
+        asked = sql.SQL(" UNION ALL ").join(
+            sql.SQL("SELECT {} WHERE EXISTS (SELECT FROM {})").format(sql.Literal(table), sql.Identifier(table))
+            for table in tables
+            if table not in SAME_FOR_ALL
+        )
+        with self.connection.cursor() as cursor:
+            filled = [table for (table,) in cursor.execute(asked).fetchall()]
+        return truncate(self, style, filled, **{**options, "allow_cascade": True}) if filled else []
+
+    def flush(case: TransactionTestCase) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DatabaseOperations, "sql_flush", sql_flush)
+            tear_down(case)
+
+    truncate = DatabaseOperations.sql_flush
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", flush)
+        yield
 
 
 @pytest.fixture
