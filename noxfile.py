@@ -21,7 +21,8 @@ def run_tests(session: nox.Session, django: str, postgres: str | None) -> None:
     session.install("-e", ".[channels,demo,test]", f"django~={django}")
     session.run("python", "-c", "import django, sys; print('Django', django.__version__, 'Python', sys.version)")
     # None takes a variable away: without it the tests start the embedded server.
-    session.run("python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env={"PGSIGNALS_TEST_POSTGRES": postgres})
+    tests = ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile", *session.posargs]
+    session.run(*tests, env={"PGSIGNALS_TEST_POSTGRES": postgres})
 
 
 @nox.session(name="tests-oldest", python="3.11")

@@ -93,9 +93,10 @@ class Running:
 
     def pid(self) -> int:
         """The process id of the server's process behind the listening connection."""
+        # The newest: that of a connection which was closed may still be ending.
         query = (
-            "SELECT pid FROM pg_stat_activity "
-            "WHERE application_name LIKE 'pgsignals listen%' AND datname = current_database()"
+            "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'pgsignals listen%' "
+            "AND datname = current_database() ORDER BY backend_start DESC LIMIT 1"
         )
         with connect() as other:
             ((pid,),) = other.execute(query).fetchall()

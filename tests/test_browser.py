@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
-from .browser import ARGUMENTS, Demo, chromium, connect, environment, manage, own_database, url_of
+from .browser import Demo, browser, connect, context, database, demo, manage, sql
 
 LIVE = '#live[data-state="live"]'
-WAIT = 20_000
-"""Milliseconds that a page may take to show what it must."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
-def database(browser: Browser) -> Iterator[str]:
-    with own_database() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def demo(database: str) -> Iterator[Demo]:
-    """The demo on a database of the tests' server, with no replay: all that happens is the test's doing."""
-    running = Demo("--speed", "0", env=environment(DATABASE_URL=url_of(database)))
-    running.address = running.url()
-    yield running
-    said = running.output
-    running.close()
-    # Before it was ended: what pages still ask for then may fail.
-    assert "Traceback" not in said
-
-
-@pytest.fixture
-def sql(demo: Demo, database: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody at psql. The day is put back first."""
-    with connect(database) as connection:
-        connection.execute(
-            "UPDATE flights_flight SET status = 'scheduled', departure_delay = NULL, news_at = NULL, departure = NULL"
-        )
-        yield connection
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    fresh = browser.new_context(viewport={"width": 1440, "height": 900})
-    fresh.set_default_timeout(WAIT)
-    yield fresh
-    fresh.close()
+__all__ = ["browser", "context", "database", "demo", "sql"]
 
 
 @pytest.fixture

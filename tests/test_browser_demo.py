@@ -2,66 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
-from .browser import ARGUMENTS, Demo, chromium, connect, environment, node_module, own_database, url_of
+from .browser import (
+    PAGE_WAIT,
+    Demo,
+    browser,
+    connect,
+    context,
+    database,
+    demo,
+    environment,
+    node_module,
+    own_database,
+    sql,
+    url_of,
+)
 from .servers import free_port
 
 LIVE = '#live[data-state="live"]'
-WAIT = 20_000
-"""Milliseconds that a page may take to show what it must."""
+__all__ = ["browser", "context", "database", "demo", "sql"]
 
 PAGES = ("", "journey/", "durable/")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield launched
-        launched.close()
-
-
-@pytest.fixture(scope="module")
-def database(browser: Browser) -> Iterator[str]:
-    with own_database() as name:
-        yield name
-
-
-@pytest.fixture(scope="module")
-def demo(database: str) -> Iterator[Demo]:
-    """The demo, whose clock stands still: all that happens is the test's doing."""
-    running = Demo("--speed", "0", env=environment(DATABASE_URL=url_of(database)))
-    running.address = running.url()
-    yield running
-    said = running.output
-    running.close()
-    # Before it was ended: what pages still ask for then may fail.
-    assert "Traceback" not in said
-
-
-@pytest.fixture
-def sql(demo: Demo, database: str) -> Iterator[psycopg.Connection[Any]]:
-    """Somebody at psql. The morning is put back first."""
-    with connect(database) as connection:
-        connection.execute(
-            "UPDATE flights_flight SET status = 'scheduled', departure_delay = NULL, news_at = NULL, departure = NULL"
-        )
-        yield connection
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    fresh = browser.new_context(viewport={"width": 1440, "height": 900})
-    fresh.set_default_timeout(WAIT)
-    yield fresh
-    fresh.close()
 
 
 def enter(context: BrowserContext, demo: Demo, path: str = "") -> Page:
@@ -104,7 +70,7 @@ def test_a_visitor_delays_a_flight_and_sees_how_long_it_took_to_the_screen(
     """From the commit to the paint; the write is real, and so is the time."""
     page = enter(context, demo)
     page.click("#do button.deed")
-    assert 0 < latency(page, "leaves 45 minutes later") < WAIT
+    assert 0 < latency(page, "leaves 45 minutes later") < PAGE_WAIT
     shows(page, "delayed", 1)
     assert count(sql, "delayed") == 1
     assert "1 row" in page.inner_text(".latency")
@@ -309,7 +275,7 @@ def test_axe_finds_no_serious_fault(browser: Browser, demo: Demo, sql: psycopg.C
     sql.execute("UPDATE flights_flight SET status = 'departed', departure = now(), news_at = now() WHERE id % 3 = 0")
     sql.execute("UPDATE flights_flight SET status = 'cancelled', news_at = now() WHERE id % 7 = 0")
     context = browser.new_context(color_scheme=scheme, reduced_motion="reduce", bypass_csp=True)  # type: ignore[arg-type]
-    context.set_default_timeout(WAIT)
+    context.set_default_timeout(PAGE_WAIT)
     page = enter(context, demo)
     found = []
     for path in (*PAGES, "admin/flights/flight/"):

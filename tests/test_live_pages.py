@@ -8,10 +8,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect
 
-from .browser import ARGUMENTS, chromium, node_module
+from .browser import browser, node_module
 from .live.site import Site, site
+
+__all__ = ["browser"]
 
 LIVE = ".pg-live[data-state=live]"
 PARCELS = "/admin/live/parcel/"
@@ -20,15 +22,6 @@ WAIT = 15_000
 """Milliseconds that a page may take to show what it must."""
 
 expect.set_options(timeout=WAIT)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = chromium()
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
