@@ -33,6 +33,10 @@ class Sink:
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Events that came together; their payloads had `size` bytes in all."""
 
+    def takes(self) -> bool:
+        """Whether events are of any use to it now. May be called in any thread."""
+        return True
+
     def lost(self, cause: str) -> None:
         """The connection is gone; a gap follows when it is back."""
 

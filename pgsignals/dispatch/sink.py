@@ -84,6 +84,10 @@ class ReceiversSink(Sink):
             self._for_loop.put(events, size)
             self.looped.wake()
 
+    def takes(self) -> bool:
+        """Whether a receiver, or the signal's, waits for any."""
+        return bool(pg_event.receivers) or any(map(self._wants, self.registry))
+
     def _wake_thread(self) -> None:
         """The first of a burst at once, and then now and then: two threads that take turns are slower than one."""
         if self._waking is not None:

@@ -7,6 +7,7 @@ groups        groups, partitions, leases: the statements
 failures      what could not be handled is parked, or a dead letter: the statements
 identity      whose transaction ids the log has
 rhythm        when whoever reads the log looks again
+gate          who rings while much is written
 tail          events for those who have no group
 positions     how far a worker has read in each of its partitions
 holding       a worker's connection, and its share of the partitions

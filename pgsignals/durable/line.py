@@ -28,6 +28,8 @@ class Line(psycopg.Connection[Any]):
 
     within: float | None = None
     """Seconds that a call may take; None for as long as it likes."""
+    is_direct = False
+    """Whether it is known that no pooler stands between, which would say a process id of its own."""
     _until: float | None = None
 
     def wait(self, *args: Any, **options: Any) -> Any:

@@ -199,17 +199,14 @@ def connect(database: str, name: str) -> Line:
     given.setdefault("connect_timeout", math.ceil(settings.CONNECT_TIMEOUT))
     connection = open_line(_LEASES * settings.LEASE, **given)
     connection.prepare_threshold = threshold
-    if _is_direct(connection):
+    backend = one(connection.execute("SELECT pg_backend_pid()"))[0]
+    connection.is_direct = connection.info.backend_pid == backend
+    if connection.is_direct:
         # Which halves what a statement takes. A pooler in transaction mode may lose it. A plan that was made while the
         # log was small is kept while it grows: it must not be one that reads all of it.
         connection.prepare_threshold = _PREPARED_FROM
         connection.execute("SET enable_seqscan = off")
     return connection
-
-
-def _is_direct(connection: Line) -> bool:
-    """Whether no pooler stands between: it would say a process id of its own."""
-    return bool(connection.info.backend_pid == one(connection.execute("SELECT pg_backend_pid()"))[0])
 
 
 def unique_name(kind: str) -> str:

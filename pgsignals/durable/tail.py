@@ -1,7 +1,8 @@
 """The log's events for those who have no group: plain receivers, `pg_event`, Channels, `listen --print`.
 
 Every relay reads the log from the moment on at which it listens, with a position in memory: at most once, as for fast
-events. A connection that is lost meanwhile loses nothing, for the position is kept.
+events. A connection that is lost meanwhile loses nothing, for the position is kept. Where nobody takes events it only
+looks how far the log has come, and keeps the bells down (see gate) all the same: it never waits for a receiver.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
@@ -21,6 +21,7 @@ from ..event import PgEvent
 from ..sink import Beginning, Companion, Deliver
 from ..tables import LOG
 from . import identity, reading
+from .gate import Gate
 from .line import Line
 from .reading import Position
 from .rhythm import Bell, Rhythm
@@ -33,15 +34,19 @@ _LOOK_FOR_LOG = 60.0
 
 
 class Tail(Companion):
-    """Reads the log in a thread of its own."""
+    """Reads the log in a thread of its own.
+
+    is_wanted: whether anybody takes events now.
+    """
 
     _deliver: Deliver
     _beginning: Beginning | None
     """Until the log has been looked at."""
     _position: Position
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, database: str, is_wanted: Callable[[], bool] = lambda: True) -> None:
         self.database = database
+        self._is_wanted = is_wanted
         self.bell = Bell()
         self._decoder = Decoder(database)
         self._connection: Line | None = None
@@ -122,16 +127,28 @@ class Tail(Companion):
             self._connection.close()
             self._connection = None
 
-    def _follow(self, connection: psycopg.Connection[Any]) -> None:
+    def _follow(self, connection: Line) -> None:
         rhythm, poll = Rhythm(self.bell), conf.get().LOG_POLL
+        gate = Gate(connection) if conf.get().WAKE_UP == "gated" and connection.is_direct else None
         while not self._stopping.is_set():
             rhythm.begin()
-            if rows := self._step(connection):
-                rhythm.found(rows, more=rows == _AT_ONCE)
+            wanted = self._is_wanted()
+            found = self._step(connection) if wanted else self._skip(connection)
+            if gate is not None:
+                gate.found(found)
+            if found:
+                rhythm.found(found, more=wanted and found == _AT_ONCE)
             else:
                 rhythm.found_nothing(lambda: poll)
+        if gate is not None:
+            gate.open()
 
-    def _step(self, connection: psycopg.Connection[Any]) -> int:
+    def _skip(self, connection: Line) -> int:
+        """Be where the log is now. By how many rows it has grown, or would, should all who write commit."""
+        before, self._position = self._position, reading.horizon(connection).position()
+        return self._position.until_ceiling - before.until_ceiling
+
+    def _step(self, connection: Line) -> int:
         """How many rows it read."""
         position = self._position
         if position.is_done:

@@ -68,9 +68,11 @@ def build(
         chosen = choose(only)
         which = chosen.__contains__
     own: list[Sink] = [] if receivers == "none" else [ReceiversSink(database, registry, which, stop_within)]
+    sinks = [*own, *more]
     named = {*settings.CHANNELS, *channels, *registry.channels(), *declared_channels()}
     keepers = [] if receivers == "everywhere" else [Housekeeper(database)]
-    return Relay(database, [*own, *more], sorted(named), [Tail(database), *keepers, *companions])
+    tail = Tail(database, lambda: any(sink.takes() for sink in sinks))
+    return Relay(database, sinks, sorted(named), [tail, *keepers, *companions])
 
 
 def choose(names: Collection[str]) -> list[Receiver]:

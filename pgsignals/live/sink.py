@@ -80,6 +80,10 @@ class ChannelsSink(Sink):
             for topic in self._topics():
                 self._of(topic).gap = "another relay feeds the layer from here on"
 
+    def takes(self) -> bool:
+        """Whether this relay feeds the layer."""
+        return self._leads
+
     def put(self, events: Sequence[PgEvent], size: int) -> None:
         """Note what happened, for the next message."""
         if not self._leads:

@@ -1,0 +1,170 @@
+"""A reader that is busy keeps the writers' gate shut, and rings for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from pgsignals import PgEvent, on_pg_event
+from pgsignals.durable.gate import FEW, MANY, Gate
+from pgsignals.durable.tail import Tail
+from pgsignals.listening.running import build
+from pgsignals.signals import pg_event
+from pgsignals.tables import LOG
+
+from .conftest import Listener, connect
+from .ledger.models import Account
+from .relaying import Box, Running, Tap, relaying
+from .working import alone, clear_log, until
+
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
+
+__all__ = ["alone"]
+
+
+@pytest.fixture
+def bell(transactional_db: object) -> Iterator[Listener]:
+    clear_log()
+    listening = Listener(LOG)
+    yield listening
+    listening.connection.close()
+
+
+@pytest.fixture
+def reader(transactional_db: object) -> Iterator[psycopg.Connection]:
+    with connect() as session:
+        yield session
+
+
+def ringers(bell: Listener) -> list[int]:
+    """The backends that have rung."""
+    return [one.pid for one in bell.notifications()]
+
+
+def test_while_the_gate_is_shut_the_reader_rings_and_no_writer(bell: Listener, reader: psycopg.Connection) -> None:
+    gate = Gate(reader)
+    gate.found(MANY)
+    Account.objects.create()
+    assert ringers(bell) == []
+    gate.found(MANY)
+    assert ringers(bell) == [reader.info.backend_pid]
+    gate.found(FEW)
+    assert ringers(bell) == [reader.info.backend_pid]
+
+
+def test_when_less_comes_the_gate_is_opened_and_what_came_meanwhile_is_rung_for(
+    bell: Listener, reader: psycopg.Connection
+) -> None:
+    gate = Gate(reader)
+    gate.found(MANY)
+    Account.objects.create()
+    gate.found(FEW - 1)
+    assert ringers(bell) == [reader.info.backend_pid]
+    Account.objects.create()
+    (writer,) = ringers(bell)
+    assert writer != reader.info.backend_pid
+    gate.found(FEW - 1)
+    assert ringers(bell) == []
+
+
+def test_few_events_leave_the_gate_open(bell: Listener, reader: psycopg.Connection) -> None:
+    Gate(reader).found(MANY - 1)
+    Account.objects.create()
+    assert len(ringers(bell)) == 1
+
+
+def test_of_several_readers_one_keeps_the_gate(bell: Listener, reader: psycopg.Connection) -> None:
+    with connect() as another:
+        first, second = Gate(reader), Gate(another)
+        for gate in (first, second, first, second):
+            gate.found(MANY)
+        assert ringers(bell) == [reader.info.backend_pid]
+        second.open()
+        assert ringers(bell) == []
+        first.open()
+        second.found(MANY)
+        second.found(MANY)
+        assert ringers(bell) == [reader.info.backend_pid, another.info.backend_pid]
+
+
+def test_a_reader_that_is_gone_keeps_no_gate(bell: Listener) -> None:
+    with connect() as session:
+        Gate(session).found(MANY)
+    until(lambda: Account.objects.create() and ringers(bell), "a writer that rings")
+
+
+def shuts(session: psycopg.Connection) -> bool:
+    """Whether a tail keeps the gate of this database."""
+    query = (
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted "
+        "AND application_name LIKE 'pgsignals log%' AND datname = current_database()"
+    )
+    return bool(session.execute(query).fetchone()[0])
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_tail_shuts_the_gate_while_much_is_written_and_opens_it_afterwards(
+    reader: psycopg.Connection, wanted: bool
+) -> None:
+    with relaying(companions=[Tail("default", lambda: wanted)]):
+        until(
+            lambda: Account.objects.bulk_create(Account() for _ in range(MANY)) and shuts(reader),
+            "a tail that keeps the gate",
+        )
+        until(lambda: not shuts(reader), "the gate's opening")
+
+
+def test_a_tail_whose_events_nobody_takes_reads_none_and_begins_when_somebody_does() -> None:
+    box, asked, wanted = Box(), Box(), []
+
+    def is_wanted() -> bool:
+        asked.put(None)
+        return bool(wanted)
+
+    on_pg_event(Account)(lambda event: box.put(event.new["owner"]))
+    with relaying(companions=[Tail("default", is_wanted)]):
+        Account.objects.create(owner="before")
+        # It is asked before each look; the second of these began after the commit.
+        asked.wait(len(asked.items) + 2)
+        wanted.append(True)
+        Account.objects.create(owner="after")
+        assert box.wait(1) == ["after"]
+    assert box.items == ["after"]
+
+
+@contextmanager
+def relay_of_listen() -> Iterator[None]:
+    tap = Moments()
+    relay = build("default", more=[tap])
+    running = Running(relay, tap)
+    try:
+        tap.gaps.wait()
+        yield
+    finally:
+        running.stop()
+
+
+class Moments(Tap):
+    """Sees when the relay listens, and takes no events."""
+
+    def takes(self) -> bool:
+        return False
+
+
+def test_a_signal_that_is_connected_while_the_relay_runs_hears_of_what_comes() -> None:
+    box = Box()
+
+    def heard(event: PgEvent, **said: object) -> None:
+        box.put(event.pk)
+
+    on_pg_event(Account, group="billing")(lambda event: None)
+    with relay_of_listen():
+        pg_event.connect(heard, sender=Account)
+        try:
+            account = Account.objects.create()
+            assert box.wait(1) == [account.pk]
+        finally:
+            pg_event.disconnect(heard, sender=Account)
