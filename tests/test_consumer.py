@@ -19,7 +19,7 @@ from django.db import OperationalError, connection
 from django.test import Client
 
 from pgsignals.durable import control
-from pgsignals.live import subscriber
+from pgsignals.live import permissions
 from pgsignals.live.access import Access
 from pgsignals.live.consumer import WINDOW, PgEventConsumer
 from pgsignals.live.topics import model_topic
@@ -225,7 +225,7 @@ def test_a_permission_is_believed_for_thirty_seconds_at_a_time(monkeypatch: pyte
     asked: list[str] = []
     now = [1000.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
-    monkeypatch.setattr(subscriber, "time", clock)
+    monkeypatch.setattr(permissions, "time", clock)
 
     class Counting(PgEventConsumer):
         def can_subscribe(self, user: Any, topic: str) -> bool:

@@ -142,6 +142,31 @@ def test_a_layer_that_fails_is_said_and_tried_again(ada: User, monkeypatch: pyte
     asyncio.run(main())
 
 
+def test_who_comes_while_the_relay_has_no_connection_is_told_so(ada: User) -> None:
+    """As those were who were there when it was lost; and later not any more."""
+
+    async def main() -> None:
+        layer = get_channel_layer()
+        said = {"type": "pg.lost", "topic": ORDER, "relay": "r", "number": 1, "cause": "the server is down"}
+        async with client(ada, ORDER) as one:
+            await one.next()
+            await layer.group_send("pg.shop.order", said)
+            assert (await one.next()).type == "lost"
+            async with client(ada, ORDER, ACCOUNT) as another:
+                assert (await another.next()).type == "subscribed"
+                told = [await another.next() for _ in range(2)]
+                assert [(frame.type, frame.topic) for frame in told] == [("lost", ORDER), ("lost", ACCOUNT)]
+                assert told[0].said["cause"] == "the server is down"
+            await layer.group_send("pg.shop.order", {**said, "type": "pg.gap", "number": 2, "cause": "it was"})
+            assert (await one.next()).type == "gap"
+            async with client(ada, ORDER) as later:
+                assert (await later.next()).type == "subscribed"
+                await layer.group_send("pg.shop.order", {**said, "type": "pg.gap", "number": 3, "cause": "again"})
+                assert (await later.next()).said["cause"] == "again"
+
+    asyncio.run(main())
+
+
 def test_clients_of_one_process_are_one_member_of_a_group(ada: User) -> None:
     """A layer hands out a message for each member; a thousand browsers must not cost it a thousand times."""
 

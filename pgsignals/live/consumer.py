@@ -34,7 +34,8 @@ from .access import Door
 from .hub import hub_of
 from .origin import is_ours
 from .outbox import Flooded, Frame
-from .subscriber import MAX_TOPIC, Subscriber, say_unknown
+from .permissions import Permissions, say_unknown
+from .subscriber import MAX_TOPIC, Subscriber
 from .topics import asked_topic
 from .visitor import has_login, session_user, user_anew
 
@@ -79,7 +80,8 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             await self.close()
         else:
             self._by_session = await has_login(self.scope.get("session"))
-            self.subscriber = Subscriber(self, user, lambda: self._fresh_user(), hub_of(self.channel_layer))
+            permissions = Permissions(self, user, lambda: self._fresh_user())
+            self.subscriber = Subscriber(permissions, hub_of(self.channel_layer))
             self.subscriber.outbox.give(WINDOW)
             self._sent = 0
             await self.accept()

@@ -50,6 +50,13 @@ class Hub:
         self._receiving: asyncio.Task[None] | None = None
         self._failures = 0
         """Of the layer, in a row."""
+        self._lost: dict[str, str] = {}
+        """Relays that have no connection, and why, as far as anybody here was told."""
+
+    @property
+    def lost(self) -> str | None:
+        """Why nothing comes now, for those who were not there when it was said."""
+        return next(iter(self._lost.values()), None)
 
     async def join(self, group: str, member: Member) -> None:
         """Hand a group's messages on to a member. A second time tells the layer again, which may have forgotten."""
@@ -61,16 +68,23 @@ class Hub:
             self._members.setdefault(group, {})[member] = None
 
     async def leave(self, group: str, member: Member) -> None:
-        """No longer."""
+        """No longer, from the call on."""
+        self._members.get(group, {}).pop(member, None)
         async with self._changing:
-            members = self._members.get(group, {})
-            members.pop(member, None)
-            if not members and self._members.pop(group, None) is not None:
-                await self._layer.group_discard(group, self._channel)
+            if group in self._members and not self._members[group]:
+                del self._members[group]
+                await self._discard(group)
             if not self._members and self._receiving is not None:
+                self._lost.clear()
                 receiving, self._receiving = self._receiving, None
                 receiving.cancel()
                 await asyncio.wait([receiving])
+
+    async def _discard(self, group: str) -> None:
+        try:
+            await self._layer.group_discard(group, self._channel)
+        except Exception as error:  # the layer's own, of whatever kind
+            logger.warning("The channel layer still sends what nobody listens to (%r): %s", group, error)
 
     async def _receive(self) -> None:
         while True:
@@ -81,6 +95,10 @@ class Hub:
                 await self._reach_again(error)
 
     def _hand_on(self, message: Shared) -> None:
+        if message["type"] == "pg.lost":
+            self._lost[message["relay"]] = message["cause"]
+        else:
+            self._lost.pop(message["relay"], None)
         for member in list(self._members.get(group_of(message["topic"]), ())):
             member.take(message)
 

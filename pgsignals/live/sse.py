@@ -33,8 +33,9 @@ from . import resume
 from .access import Door
 from .origin import is_ours
 from .outbox import Frame
+from .permissions import Permissions
 from .stream import listening
-from .subscriber import MAX_TOPIC, MAX_TOPICS, Subscriber
+from .subscriber import MAX_TOPIC, MAX_TOPICS
 from .topics import asked_topic
 from .visitor import has_login, session_user, user_anew
 
@@ -81,8 +82,7 @@ class PgEventStream(Door, View):
         return response
 
     async def _may_enter(self, user: Any, topics: list[str]) -> bool:
-        probe = Subscriber(self, user, lambda: user_anew(user), None)
-        return bool(await probe.allowed(user, topics))
+        return bool(await Permissions(self, user, lambda: user_anew(user)).allowed(topics))
 
     async def _events(self, request: HttpRequest, user: Any, fresh: Any, topics: list[str]) -> AsyncIterator[str]:
         last = request.headers.get("Last-Event-ID", "")

@@ -18,6 +18,7 @@ from .. import conf
 from .access import Access, configured
 from .hub import hub_of
 from .outbox import Frame
+from .permissions import Permissions
 from .subscriber import Subscriber
 from .topics import asked_topic
 from .visitor import user_anew
@@ -62,7 +63,7 @@ async def listening(
     layer = get_channel_layer(alias)
     if layer is None:
         raise ImproperlyConfigured(f"settings.CHANNEL_LAYERS has no layer {alias!r}, so no event would ever arrive.")
-    subscriber = Subscriber(access, user, fresh, hub_of(layer))
+    subscriber = Subscriber(Permissions(access, user, fresh), hub_of(layer))
     try:
         await subscriber.subscribe(topics, since)
         yield subscriber

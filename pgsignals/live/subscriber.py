@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from channels.db import database_sync_to_async
 from django.db import Error as DatabaseError
 
-from .. import conf
-from ..decode import Decoder
-from ..event import PgEvent, together
 from . import groups, resume
-from .access import Access
 from .hub import Hub, Shared
 from .outbox import Flooded, Frame, Outbox
+from .permissions import Permissions, one_line, say_unknown
 from .topics import base_of, durable_group, group_of, is_channel, key_of, key_text
 
 logger = logging.getLogger("pgsignals.live")
@@ -48,16 +44,14 @@ _KEPT_BACK = "an event that was kept back"
 class Subscriber:
     """A client of one channel layer.
 
-    fresh: gives the user anew, as it is now. hub: of the layer; None for one that is only asked what it may.
+    hub: of the layer.
     """
 
-    def __init__(self, access: Access, user: Any, fresh: Callable[[], Awaitable[Any]], hub: Hub | None) -> None:
-        self.access = access
-        self.user = user
+    def __init__(self, permissions: Permissions, hub: Hub) -> None:
         self.topics: dict[str, resume.Token | None] = {}
         """What it listens to, and how far it is in the log with it."""
         self.outbox = Outbox()
-        self._fresh = fresh
+        self._permissions = permissions
         self._hub = hub
         self._inbox: deque[Shared] = deque()
         """Messages that cannot be handled at once."""
@@ -67,15 +61,8 @@ class Subscriber:
         self._heard: dict[str, dict[str, int]] = {}
         """By what is sent to a group: the number of each relay's last message."""
         self._watching: dict[str, groups.Told] = {}
-        # Asked once: for each message to each client that would add up.
-        self._recheck_after = access.recheck_after
-        self._filters = access.filters()
-        self._checked = self._joined = time.monotonic()
-        self._checking = asyncio.Lock()
-        # Before a message has to wait for it; and those who came together are not all looked up together.
-        self._early = self._recheck_after * random.uniform(0.4, 0.8)  # noqa: S311 - no secret
+        self._joined = time.monotonic()
         self._foreseeing: asyncio.Task[None] | None = None
-        self._decoder: Decoder | None = None
 
     # What the client asks for.
 
@@ -92,11 +79,16 @@ class Subscriber:
         room = max(MAX_TOPICS - len(self.topics), 0)
         new = [topic for topic in wanted if topic not in self.topics][:room]
         # Whoever logged out, or was deactivated, since the connection was opened is nobody that a project is asked of.
-        for topic in await self.allowed(self.user, new):
+        allowed = await self._permissions.allowed(new)
+        # At once, so that they are among those that are asked about if permissions are looked up meanwhile.
+        self.topics.update(dict.fromkeys(allowed))
+        for topic in allowed:
             await self._join(topic)
+        missed = await self._begin(allowed, since)
+        # Some may have been refused meanwhile.
         granted = [topic for topic in wanted if topic in self.topics]
         refused = [topic for topic in wanted if topic not in self.topics]
-        missed = await self._begin([topic for topic in granted if topic in new], since)
+        missed = {topic: one for topic, one in missed.items() if topic in self.topics}
         whole = [topic for topic, one in missed.items() if one is not None and resume.kept(topic) == resume.ALL]
         ids = {topic: text for topic in granted if (text := _text(self.topics[topic])) is not None}
         said = {"topics": granted, "refused": refused, "resumed": whole, "ids": ids}
@@ -106,21 +98,22 @@ class Subscriber:
                 await self._tell_missed(topic, one)
             if topic not in whole:
                 self.outbox.put(Frame("gap", topic, {"cause": "away for too long" if one is None else "away"}))
+        if self._hub.lost is not None:
+            self._tell_all(
+                "lost", [topic for topic in granted if topic not in self._watching], {"cause": self._hub.lost}
+            )
         return granted
 
     async def unsubscribe(self, topics: Sequence[str]) -> None:
         """Listen to them no more."""
-        for topic in topics:
-            if topic in self.topics:
-                await self._leave(topic)
+        await self._leave(*[topic for topic in topics if topic in self.topics])
 
     async def close(self) -> None:
         """Leave all groups."""
-        for topic in list(self.topics):
-            await self._leave(topic)
         for task in (self._reading, self._foreseeing):
             if task is not None:
                 task.cancel()
+        await self._leave(*self.topics)
 
     async def _begin(self, topics: Sequence[str], since: Mapping[str, Any]) -> dict[str, resume.Missed | None]:
         """How far the client is from here on; and what it missed, of those topics that it has been at before."""
@@ -131,7 +124,7 @@ class Subscriber:
         except DatabaseError as error:
             logger.warning("What a browser missed cannot be read (%s); it is told to fetch anew.", one_line(error))
             return {topic: None for topic in topics if topic in since}
-        for topic in in_log:
+        for topic in [topic for topic in in_log if topic in self.topics]:
             one = missed.get(topic)
             # Whoever is cut off again before what was missed has arrived must come back with the old id.
             self.topics[topic] = here if one is None else resume.parse(since[topic]) if one.messages else one.token
@@ -144,36 +137,33 @@ class Subscriber:
             groups.watch().add(group, self._watching[topic])
         elif base_of(topic) not in self._heard:
             self._heard[base_of(topic)] = {}
-            await self._its_hub.join(group_of(topic), self)
-        self.topics[topic] = None
+            await self._hub.join(group_of(topic), self)
 
-    async def _leave(self, topic: str) -> None:
-        del self.topics[topic]
-        if topic in self._watching:
-            groups.watch().remove(self._watching.pop(topic))
-        elif not self._listening(base := base_of(topic)):
+    async def _leave(self, *topics: str) -> None:
+        # All at once: nothing is told of one while another is being left.
+        for topic in topics:
+            del self.topics[topic]
+            if topic in self._watching:
+                groups.watch().remove(self._watching.pop(topic))
+        for base in [base for base in self._heard if not self._listening(base)]:
             del self._heard[base]
-            await self._its_hub.leave(group_of(topic), self)
+            await self._hub.leave(group_of(base), self)
 
     def _listening(self, base: str) -> list[str]:
         return [topic for topic in self.topics if base_of(topic) == base]
-
-    @property
-    def _its_hub(self) -> Hub:
-        assert self._hub is not None  # noqa: S101
-        return self._hub
 
     # What is sent to its groups.
 
     def take(self, message: Shared) -> None:
         """A group's message, from the hub. At once where nothing has to be looked up; else in its turn."""
-        if self._inbox or self._in_order.locked() or self._is_due() or self._filters:
+        permissions = self._permissions
+        if self._inbox or self._in_order.locked() or permissions.are_due() or permissions.has_filter:
             if len(self._inbox) < MAX_INBOX:  # beyond it is missed, and its number says so later
                 self._inbox.append(message)
             if self._reading is None:
                 self._reading = asyncio.create_task(self._read(), name="pgsignals-reading")
             return
-        if self._foreseeing is None and self._is_due(self._early):
+        if self._foreseeing is None and permissions.are_due(early=True):
             self._foreseeing = asyncio.create_task(self._foresee(), name="pgsignals-recheck")
         try:
             if topics := self._heard_in(message):
@@ -250,7 +240,7 @@ class Subscriber:
         self.outbox.put(Frame("event", topic, {"status": status}))
 
     async def _tell_event(self, message: Mapping[str, Any], topics: Sequence[str]) -> None:
-        self._put_event(await self._filtered(message), topics)
+        self._put_event(await self._permissions.filtered(message), topics)
 
     def _put_event(self, message: Mapping[str, Any], topics: Sequence[str]) -> None:
         for topic in topics:
@@ -268,48 +258,15 @@ class Subscriber:
     async def _tell_missed(self, topic: str, missed: resume.Missed) -> None:
         self.topics[topic] = missed.token
         for message in missed.messages:
-            if (said := _of_topic(await self._filtered(message), topic)) is not None:
+            said = _of_topic(await self._permissions.filtered(message), topic)
+            if said is not None and topic in self.topics:
                 self.outbox.put(Frame("event", topic, said, missed.token.text()))
 
-    async def _filtered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What of it the user may hear of."""
-        name = "payloads" if is_channel(message["topic"]) else "events"
-        if message["refetch"] or not message[name] or not self._filters:
-            return message
-        try:
-            kept = await self._choose(message["topic"], message[name])
-        except DatabaseError as error:
-            say_unknown(error, f"An event of {message['topic']} becomes a gap.")
-            return {**message, name: [], "refetch": True}
-        left = [one for place, one in enumerate(message[name]) if place in kept]
-        return {**message, name: left, "empty": not left}
-
-    @database_sync_to_async
-    def _choose(self, base: str, items: Sequence[Any]) -> set[int]:
-        try:
-            events = together(self._as_event(base, item) for item in items)
-            kept = {id(one) for one in self.access.filter_events(self.user, events)}
-        except DatabaseError:
-            raise
-        except Exception:  # the project's own code
-            logger.exception("filter_events() failed for events of %.80r, which are withheld.", base)
-            return set()
-        return {place for place, event in enumerate(events) if id(event) in kept}
-
-    def _as_event(self, base: str, item: Any) -> PgEvent:
-        if self._decoder is None:
-            self._decoder = Decoder(conf.get().DATABASE)
-        if is_channel(base):
-            return self._decoder.hinted_message(base.partition(":")[2], item)
-        op, pk, changed, *values = item
-        old, new = values or (None, None)
-        return self._decoder.hinted(base, op, pk, changed, conf.get().LIVE_FIELDS.get(base, ()), old, new)
-
-    # Permissions are taken away, and sessions end, while a page stays open.
+    # Permissions may be taken away.
 
     async def _foresee(self) -> None:
         try:
-            await self.recheck(self._early)
+            await self.recheck(early=True)
         except DatabaseError as error:
             logger.debug("Permissions cannot be looked up yet: %s", one_line(error))
         except Exception:
@@ -317,54 +274,30 @@ class Subscriber:
         finally:
             self._foreseeing = None
 
-    async def recheck(self, after: float | None = None) -> None:
-        """Raises django.db.Error where they cannot be looked up; then the next message tries again.
+    async def recheck(self, *, early: bool = False) -> None:
+        """Look permissions up, if they are due, and leave what the user may not hear of any more.
 
-        after: seconds for which they are believed; as the access says, if not given.
+        Raises django.db.Error where they cannot be looked up; then the next message tries again.
         """
-        if not self._is_due(after):
-            return
-        async with self._checking:
-            if not self._is_due(after):
-                return  # somebody else has asked meanwhile
-            user = await self._fresh()
-            allowed = await self.allowed(user, list(self.topics))
-            self.user = user
-            self._checked = time.monotonic()
-            for topic in [topic for topic in self.topics if topic not in allowed]:
-                await self._leave(topic)
-                self.outbox.forget(topic)
-                self.outbox.put(Frame("refused", topic))
-            await self._rejoin()
-
-    def _is_due(self, after: float | None = None) -> bool:
-        return time.monotonic() - self._checked >= (self._recheck_after if after is None else after)
+        refused = await self._permissions.renew(lambda: list(self.topics), early=early)
+        left = [topic for topic in refused if topic in self.topics]
+        for topic in left:
+            self.outbox.forget(topic)
+        await self._leave(*left)
+        for topic in left:
+            self.outbox.put(Frame("refused", topic))
+        await self._rejoin()
 
     async def _rejoin(self) -> None:
         if time.monotonic() - self._joined > REJOIN_AFTER:
             self._joined = time.monotonic()
-            for base in self._heard:
-                await self._its_hub.join(group_of(base), self)
+            for base in list(self._heard):
+                if base in self._heard:
+                    await self._hub.join(group_of(base), self)
 
     def is_done(self) -> bool:
         """Whether nothing is left that the user may hear of, and nothing that is yet to be said about that."""
         return not self.topics and self.outbox.is_empty()
-
-    @database_sync_to_async
-    def allowed(self, user: Any, topics: Sequence[str]) -> list[str]:
-        """Which of these topics a user may hear of now."""
-        if not topics or not self.access.admits_safely(user):
-            return []
-        return [topic for topic in topics if self._may(user, topic)]
-
-    def _may(self, user: Any, topic: str) -> bool:
-        try:
-            return bool(self.access.can_subscribe(user, topic))
-        except DatabaseError:
-            raise
-        except Exception:  # the project's own code, and the browser chose what it was asked
-            logger.exception("can_subscribe() failed for the topic %.80r, which is refused.", topic)
-            return False
 
     # To the transport.
 
@@ -422,13 +355,3 @@ def _of_topic(message: Mapping[str, Any], topic: str) -> dict[str, Any] | None:
     key = key_of(topic)
     events = [one[:3] for one in message["events"] if key is None or key_text(one[1]) == key]
     return {**said, "events": events} if message["refetch"] or events or key is None else None
-
-
-def say_unknown(error: Exception, what_follows: str) -> None:
-    """That permissions cannot be looked up."""
-    logger.warning("Permissions cannot be looked up (%s). %s", one_line(error), what_follows)
-
-
-def one_line(error: Exception) -> str:
-    """What it says."""
-    return " ".join(str(error).split())
