@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psycopg
 import pytest
 
 from pgsignals import PgEvent, on_pg_event
-from pgsignals.durable.gate import FEW, MANY, Gate
+from pgsignals.durable import gate as gate_module
+from pgsignals.durable import reading
+from pgsignals.durable.gate import MANY, Gate
+from pgsignals.durable.line import Line
 from pgsignals.durable.tail import Tail
 from pgsignals.listening.running import build
 from pgsignals.signals import pg_event
 from pgsignals.tables import LOG
 
-from .conftest import Listener, connect
+from .conftest import Listener
 from .ledger.models import Account
 from .relaying import Box, Running, Tap, relaying
 from .working import alone, clear_log, until
@@ -34,8 +36,8 @@ def bell(transactional_db: object) -> Iterator[Listener]:
 
 
 @pytest.fixture
-def reader(transactional_db: object) -> Iterator[psycopg.Connection]:
-    with connect() as session:
+def reader(transactional_db: object) -> Iterator[Line]:
+    with reading.connect("default", "pgsignals test") as session:
         yield session
 
 
@@ -44,59 +46,84 @@ def ringers(bell: Listener) -> list[int]:
     return [one.pid for one in bell.notifications()]
 
 
-def test_while_the_gate_is_shut_the_reader_rings_and_no_writer(bell: Listener, reader: psycopg.Connection) -> None:
+def test_while_the_gate_is_shut_no_writer_rings_and_then_the_reader_does(bell: Listener, reader: Line) -> None:
     gate = Gate(reader)
-    gate.found(MANY)
+    gate.shut()
     Account.objects.create()
     assert ringers(bell) == []
-    gate.found(MANY)
-    assert ringers(bell) == [reader.info.backend_pid]
-    gate.found(FEW)
-    assert ringers(bell) == [reader.info.backend_pid]
-
-
-def test_when_less_comes_the_gate_is_opened_and_what_came_meanwhile_is_rung_for(
-    bell: Listener, reader: psycopg.Connection
-) -> None:
-    gate = Gate(reader)
-    gate.found(MANY)
-    Account.objects.create()
-    gate.found(FEW - 1)
+    gate.open()
     assert ringers(bell) == [reader.info.backend_pid]
     Account.objects.create()
     (writer,) = ringers(bell)
     assert writer != reader.info.backend_pid
-    gate.found(FEW - 1)
+    gate.open()
     assert ringers(bell) == []
 
 
-def test_few_events_leave_the_gate_open(bell: Listener, reader: psycopg.Connection) -> None:
-    Gate(reader).found(MANY - 1)
-    Account.objects.create()
-    assert len(ringers(bell)) == 1
-
-
-def test_of_several_readers_one_keeps_the_gate(bell: Listener, reader: psycopg.Connection) -> None:
-    with connect() as another:
+def test_of_several_readers_one_keeps_the_gate(bell: Listener, reader: Line) -> None:
+    with reading.connect("default", "pgsignals test") as another:
         first, second = Gate(reader), Gate(another)
-        for gate in (first, second, first, second):
-            gate.found(MANY)
-        assert ringers(bell) == [reader.info.backend_pid]
+        for gate in (first, second):
+            gate.shut()
         second.open()
         assert ringers(bell) == []
         first.open()
-        second.found(MANY)
-        second.found(MANY)
+        second.shut()
+        second.open()
         assert ringers(bell) == [reader.info.backend_pid, another.info.backend_pid]
 
 
 def test_a_reader_that_is_gone_keeps_no_gate(bell: Listener) -> None:
-    with connect() as session:
-        Gate(session).found(MANY)
+    with reading.connect("default", "pgsignals test") as session:
+        Gate(session).shut()
     until(lambda: Account.objects.create() and ringers(bell), "a writer that rings")
 
 
-def shuts(session: psycopg.Connection) -> bool:
+def test_a_reader_that_stands_still_loses_the_gate(
+    bell: Listener, reader: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "_LIMIT", "100ms")
+    Gate(reader).shut()
+    Account.objects.create()
+    assert ringers(bell) == []
+    until(lambda: Account.objects.create() and ringers(bell), "a writer that rings")
+
+
+def test_what_the_session_had_for_idleness_comes_back(reader: Line) -> None:
+    reader.execute("SET idle_session_timeout = '7min'")
+    gate = Gate(reader)
+    gate.shut()
+    assert reader.execute("SHOW idle_session_timeout").fetchone() == ("3s",)
+    gate.open()
+    assert reader.execute("SHOW idle_session_timeout").fetchone() == ("7min",)
+
+
+def test_a_role_that_may_not_notify_leaves_the_gate_to_the_writers(bell: Listener, reader: Line) -> None:
+    reader.execute("CREATE ROLE gate_mute")
+    reader.execute("REVOKE EXECUTE ON FUNCTION pg_catalog.pg_notify(text, text) FROM PUBLIC")
+    try:
+        reader.execute("SET ROLE gate_mute")
+        gate = Gate(reader)
+        gate.shut()
+        gate.open()
+    finally:
+        reader.execute("RESET ROLE")
+        reader.execute("GRANT EXECUTE ON FUNCTION pg_catalog.pg_notify(text, text) TO PUBLIC")
+        reader.execute("DROP ROLE gate_mute")
+    Account.objects.create()
+    assert len(ringers(bell)) == 1
+
+
+def test_behind_a_pooler_the_gate_is_left_to_the_writers(bell: Listener, reader: Line) -> None:
+    """Its sessions are everybody's."""
+    reader.is_direct = False
+    gate = Gate(reader)
+    gate.shut()
+    Account.objects.create()
+    assert len(ringers(bell)) == 1
+
+
+def shuts(session: Line) -> bool:
     """Whether a tail keeps the gate of this database."""
     query = (
         "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted "
@@ -106,9 +133,7 @@ def shuts(session: psycopg.Connection) -> bool:
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_tail_shuts_the_gate_while_much_is_written_and_opens_it_afterwards(
-    reader: psycopg.Connection, wanted: bool
-) -> None:
+def test_a_tail_shuts_the_gate_while_much_is_written_and_opens_it_afterwards(reader: Line, wanted: bool) -> None:
     with relaying(companions=[Tail("default", lambda: wanted)]):
         until(
             lambda: Account.objects.bulk_create(Account() for _ in range(MANY)) and shuts(reader),

@@ -86,3 +86,10 @@ def test_a_plan_made_while_the_log_was_empty_reads_no_more_than_the_window_when_
         opened = reading.opened(own, position, reading.horizon(own))
         assert len(own.execute(*reading.query(opened, 1000)).fetchall()) == 1
         assert touched(own) - before < 200
+
+
+def test_no_look_is_compiled_first() -> None:
+    """Where PostgreSQL can, it compiles what it takes for costly: each time anew, and for longer than the look takes."""
+    with reading.connect("default", "pgsignals test") as own:
+        plan = [line for (line,) in own.execute(f"EXPLAIN ANALYZE {reading.SNAPSHOT}").fetchall()]
+    assert not [line for line in plan if "JIT" in line], plan

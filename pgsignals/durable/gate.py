@@ -1,52 +1,59 @@
-"""The writers' gate, kept shut while a reader looks again soon anyway.
+"""The writers' gate, kept shut between the looks of a reader that looks again soon anyway.
 
 Of writers that commit together one gets the gate, an advisory lock, and rings (see schema). Where many write, that is
 still thousands of bells a second: each a NOTIFY, which lets commits through one at a time, and wakes all who listen. So
-whoever finds many events at each look keeps the gate itself, and rings for the other readers, once a look. When fewer
-come, it opens the gate, and rings for what was committed meanwhile. Where it dies, its lock goes with its connection,
-and others find what nobody rang for by their poll.
+whoever finds many events at a look keeps the gate itself until the next look, and then rings for the other readers.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-import psycopg
-
 from ..tables import LOG
+from .line import Line
 from .reading import one
 from .schema import GATE
 
-MANY, FEW = 20, 5
-"""Events that a look found: from so many on the gate is shut, and with less it is opened."""
+MANY = 20
+"""Events that a look found, from which on the gate is shut until the next."""
 
+_LIMIT = "3s"
+"""A reader that stands still meanwhile, or has vanished, loses the gate: the server ends its session."""
+
+_NOW = """
+SELECT current_setting('idle_session_timeout'),
+    has_function_privilege('pg_catalog.pg_notify(text, text)', 'EXECUTE')
+"""
+_SHUT = """
+SELECT CASE WHEN pg_catalog.pg_try_advisory_lock(%s, %s)
+    THEN pg_catalog.set_config('idle_session_timeout', %s, false) IS NOT NULL ELSE false END
+"""
+_OPEN = """
+SELECT pg_catalog.pg_advisory_unlock(%s, %s), pg_catalog.set_config('idle_session_timeout', %s, false),
+    pg_catalog.pg_notify(%s, '')
+"""
 # A bell is no loss that a commit would have to wait for the disk for.
 _LAZY = "SET synchronous_commit = off"
-_SHUT = "SELECT pg_catalog.pg_try_advisory_lock(%s, %s)"
-_OPEN = "SELECT pg_catalog.pg_advisory_unlock(%s, %s), pg_catalog.pg_notify(%s, '')"
-_RING = "SELECT pg_catalog.pg_notify(%s, '')"
 
 
 class Gate:
-    """For one connection, in autocommit, which no pooler may hand to others."""
+    """For one connection, in autocommit. Through a pooler, which would hand the lock to others, it does nothing."""
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, connection: Line) -> None:
         self._connection = connection
         self._is_shut = False
+        self._is_ours = connection.is_direct
+        self._timeout: str | None = None
+        """What idle_session_timeout is otherwise."""
 
-    def found(self, events: int) -> None:
-        """So many at this look. Raises psycopg.Error."""
-        if not self._is_shut:
-            if events >= MANY:
-                self._connection.execute(_LAZY)
-                self._is_shut = one(self._connection.execute(_SHUT, GATE))[0]
-        elif events < FEW:
-            self.open()
-        else:
-            self._connection.execute(_RING, [LOG])
+    def shut(self) -> None:
+        """Keep writers from ringing, unless another reader does. Raises psycopg.Error."""
+        if self._timeout is None and self._is_ours:
+            self._timeout, self._is_ours = one(self._connection.execute(_NOW))
+            self._connection.execute(_LAZY)
+        if self._is_ours:
+            self._is_shut = one(self._connection.execute(_SHUT, [*GATE, _LIMIT]))[0]
 
     def open(self) -> None:
-        """Let writers ring again. Raises psycopg.Error."""
+        """Let writers ring, and ring for what was committed meanwhile. Raises psycopg.Error."""
         if self._is_shut:
             self._is_shut = False
-            self._connection.execute(_OPEN, [*GATE, LOG])
+            self._connection.execute(_OPEN, [*GATE, self._timeout, LOG])

@@ -40,11 +40,12 @@ FROM (
 """
 
 
-_STAMPED_SINCE = f"SELECT coalesce((SELECT since > %s FROM {IDENTITY}), false)"
+# Its commit, too, may take a while.
+_STAMPED_SINCE = f"SELECT coalesce((SELECT since > %s - interval '1 minute' FROM {IDENTITY}), false)"
 
 
 def stamped_since(connection: Line, at: datetime) -> bool:
-    """Whether a log from another cluster was put right after that moment, so that all of it looks new."""
+    """Whether a log from another cluster was put right after that moment, or not long before: all of it looks new."""
     return bool(one(connection.execute(_STAMPED_SINCE, [at]))[0])
 
 

@@ -206,6 +206,8 @@ def connect(database: str, name: str) -> Line:
         # log was small is kept while it grows: it must not be one that reads all of it.
         connection.prepare_threshold = _PREPARED_FROM
         connection.execute("SET enable_seqscan = off")
+        # A sequence can be read in no other way; that looks so costly then that each look would be compiled first.
+        connection.execute("SET jit = off")
     return connection
 
 

@@ -2,7 +2,7 @@
 
 Every relay reads the log from the moment on at which it listens, with a position in memory: at most once, as for fast
 events. A connection that is lost meanwhile loses nothing, for the position is kept. Where nobody takes events it only
-looks how far the log has come, and keeps the bells down (see gate) all the same: it never waits for a receiver.
+looks whether there are any, and keeps the bells down all the same (see gate).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..event import PgEvent
 from ..sink import Beginning, Companion, Deliver
 from ..tables import LOG
 from . import identity, reading
-from .gate import Gate
+from .gate import MANY, Gate
 from .line import Line
 from .reading import Position
 from .rhythm import Bell, Rhythm
@@ -129,37 +129,45 @@ class Tail(Companion):
 
     def _follow(self, connection: Line) -> None:
         rhythm, poll = Rhythm(self.bell), conf.get().LOG_POLL
-        gate = Gate(connection) if conf.get().WAKE_UP == "gated" and connection.is_direct else None
+        gate = Gate(connection) if conf.get().WAKE_UP == "gated" else None
         while not self._stopping.is_set():
             rhythm.begin()
-            wanted = self._is_wanted()
-            found = self._step(connection) if wanted else self._skip(connection)
+            found, more, events = self._look(connection)
             if gate is not None:
-                gate.found(found)
+                gate.open()
+            if events:
+                self._deliver(*events)
+            if gate is not None and found >= MANY:
+                # Not before: the event loop may take its time.
+                gate.shut()
             if found:
-                rhythm.found(found, more=wanted and found == _AT_ONCE)
+                rhythm.found(found, more=more)
             else:
                 rhythm.found_nothing(lambda: poll)
         if gate is not None:
             gate.open()
 
-    def _skip(self, connection: Line) -> int:
-        """Be where the log is now. By how many rows it has grown, or would, should all who write commit."""
-        before, self._position = self._position, reading.horizon(connection).position()
-        return self._position.until_ceiling - before.until_ceiling
-
-    def _step(self, connection: Line) -> int:
-        """How many rows it read."""
+    def _look(self, connection: Line) -> tuple[int, bool, tuple[list[PgEvent], int] | None]:
+        """How many rows it found, whether there may be more, and their events with their size."""
         position = self._position
         if position.is_done:
-            position = reading.opened(connection, position, reading.horizon(connection))
-        query, given = reading.query(position, _AT_ONCE)
+            # Before the question whether anybody takes events: whoever begins to misses none from then on.
+            horizon = reading.horizon(connection)
+            wanted = self._is_wanted()
+            position = reading.opened(connection, position, horizon)
+        else:
+            wanted = self._is_wanted()
+        query, given = reading.query(position, _AT_ONCE if wanted else MANY)
         rows = connection.execute(query, given).fetchall()
-        self._position = position.at(rows[-1][0]) if len(rows) == _AT_ONCE else position.done()
+        if not wanted:
+            # Nobody reads what is in them.
+            self._position = position.done()
+            return len(rows), False, None
+        more = len(rows) == _AT_ONCE
+        self._position = position.at(rows[-1][0]) if more else position.done()
         events = self._decoded(rows, (position.since, position.until))
-        if events:
-            self._deliver(events, sum(len(row[5]) + len(row[6]) for row in rows))
-        return len(rows)
+        size = sum(len(row[5]) + len(row[6]) for row in rows)
+        return len(rows), more, (events, size) if events else None
 
     def _decoded(self, rows: Sequence[reading.Row], window: tuple[str, str]) -> list[PgEvent]:
         events: list[PgEvent] = []
