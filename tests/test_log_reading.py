@@ -89,7 +89,7 @@ def test_a_plan_made_while_the_log_was_empty_reads_no_more_than_the_window_when_
 
 
 def test_no_look_is_compiled_first() -> None:
-    """Where PostgreSQL can, it compiles what it takes for costly: each time anew, and for longer than the look takes."""
+    """Where PostgreSQL can, it compiles what it takes for costly: each time anew, for longer than the look takes."""
     with reading.connect("default", "pgsignals test") as own:
         plan = [line for (line,) in own.execute(f"EXPLAIN ANALYZE {reading.SNAPSHOT}").fetchall()]
     assert not [line for line in plan if "JIT" in line], plan

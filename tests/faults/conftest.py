@@ -12,6 +12,10 @@ from tests.postgres import Server
 from .proxy import Proxy
 from .staging import TABLE, migrate, own_server, place_of
 
+ROW = "fault"
+ROWS: list[str] = []
+"""Of the table, as they come."""
+
 
 @pytest.fixture(scope="session")
 def shared() -> Iterator[Server]:
@@ -35,11 +39,26 @@ def proxy(shared: Server) -> Iterator[Proxy]:
     proxy.close()
 
 
+@pytest.fixture(autouse=True)
+def row(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test has added to the table goes along with its report, from whichever process."""
+    before = len(TABLE)
+    yield
+    for one in TABLE[before:]:
+        text = f"| {one.fault} | {one.recovered:.2f} | {one.lost} | {one.gaps} | {one.memory:.1f} |"
+        request.node.user_properties.append((ROW, text))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        ROWS.extend(str(text) for name, text in report.user_properties if name == ROW)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not TABLE:
+    if not ROWS:
         return
     terminalreporter.section("faults")
     terminalreporter.line("| fault | recovered after, s | lost, inside announced gaps | gaps | MB more |")
     terminalreporter.line("|---|---:|---:|---:|---:|")
-    for one in TABLE:
-        terminalreporter.line(f"| {one.fault} | {one.recovered:.2f} | {one.lost} | {one.gaps} | {one.memory:.1f} |")
+    for text in ROWS:
+        terminalreporter.line(text)
