@@ -514,6 +514,27 @@ def test_a_fragment_in_which_somebody_types_waits(visit: Any, sql: Any) -> None:
     expect(page.locator("#all li").first).to_have_text("parcel 001: gone")
 
 
+def test_a_fragment_keeps_what_is_unfolded_and_the_focus(visit: Any, sql: Any) -> None:
+    page = visit().open("/parcels/", ready="#kept[data-pg-state=live]")
+    page.click("#kept summary")
+    page.focus("#kept a")
+    sql.execute("DELETE FROM live_parcel WHERE id = 60")
+    expect(page.locator("#kept p")).to_have_text("59 parcels")
+    expect(page.locator("#kept a")).to_be_focused()
+    assert page.evaluate("document.querySelector('#kept details').open")
+
+
+def test_a_token_that_is_another_each_time_is_no_change(visit: Any, sql: Any) -> None:
+    """It is as good as the one before, and a form that is replaced for it takes the focus from somebody."""
+    visitor = visit()
+    page = visitor.open("/parcels/", ready="#kept[data-pg-state=live]")
+    visitor.settle(page)
+    page.evaluate("document.querySelector('#kept').addEventListener('pg:swap', () => { window.swapped = true; })")
+    sql.execute("UPDATE live_parcel SET status = 'gone' WHERE id = 1")
+    expect(page.locator("#all li").first).to_have_text("parcel 001: gone")
+    assert not page.evaluate("window.swapped")
+
+
 def test_a_fragment_that_is_put_in_later_is_live_too(visit: Any, sql: Any) -> None:
     page = visit().open("/parcels/", ready="#all[data-pg-state=live]")
     page.evaluate(

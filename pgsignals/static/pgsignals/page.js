@@ -13,6 +13,7 @@
 
 (function () {
   const MARKED = "[data-pg-topics]";
+  const FOCUSABLE = "a[href], button, input, select, textarea, summary, [tabindex]";
   function decoded(text) {
     try {
       return decodeURIComponent(text);
@@ -40,9 +41,41 @@
 
   const isInUse = (field) => field === document.activeElement || pgsignals.isEdited(field);
 
+  // For each of these in the one, the one at its place in the other; where they are as many.
+  function pairs(element, fresh, selector) {
+    const [before, after] = [element, fresh].map((one) => Array.from(one.querySelectorAll(selector)));
+    return before.length === after.length ? before.map((one, place) => [one, after[place]]) : [];
+  }
+
+  // A CSRF token is another in each answer, and as good as the one before; and what is unfolded stays so.
+  function takeAlong(element, fresh) {
+    const token = 'input[name="csrfmiddlewaretoken"]';
+    pairs(element, fresh, token).forEach(([one, other]) => other.setAttribute("value", one.getAttribute("value")));
+    pairs(element, fresh, "details").forEach(([one, other]) => other.toggleAttribute("open", one.open));
+  }
+
+  // Also of what has no id: at the same place.
+  function refocus(element, focused) {
+    const found = Array.from(element.querySelectorAll(FOCUSABLE));
+    const again = (focused.id && document.getElementById(focused.id)) || (found.length === focused.of && found[focused.place]);
+    if (again && again.matches(focused.tag)) {
+      again.focus({ preventScroll: true });
+    }
+  }
+
+  function focusIn(element) {
+    const active = document.activeElement;
+    const found = Array.from(element.querySelectorAll(FOCUSABLE));
+    return found.includes(active) && { id: active.id, tag: active.localName, place: found.indexOf(active), of: found.length };
+  }
+
   function swap(element, fresh) {
     element.toggleAttribute("data-pg-gone", fresh === null);
-    if (fresh === null || element.innerHTML === fresh.innerHTML) {
+    if (fresh === null) {
+      return;
+    }
+    takeAlong(element, fresh);
+    if (element.innerHTML === fresh.innerHTML) {
       return;
     }
     if (Array.from(element.querySelectorAll("input, select, textarea")).some(isInUse)) {
@@ -51,10 +84,10 @@
     }
     delete element.dataset.pgWaits;
     if (element.dispatchEvent(new CustomEvent("pg:before-swap", { cancelable: true, detail: { fresh: fresh } }))) {
-      const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
+      const focused = focusIn(element);
       element.replaceChildren(...fresh.childNodes);
-      if (focused && document.getElementById(focused)) {
-        document.getElementById(focused).focus({ preventScroll: true });
+      if (focused) {
+        refocus(element, focused);
       }
       element.dispatchEvent(new CustomEvent("pg:swap", { bubbles: true }));
     }
