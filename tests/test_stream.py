@@ -167,6 +167,23 @@ def test_who_comes_while_the_relay_has_no_connection_is_told_so(ada: User) -> No
     asyncio.run(main())
 
 
+def test_a_message_that_the_layer_delivers_twice_is_told_once(ada: User) -> None:
+    async def main() -> None:
+        layer = get_channel_layer()
+        said = {"type": "pg.event", "topic": ORDER, "relay": "r", "refetch": False}
+        async with client(ada, ORDER) as one:
+            await one.next()
+            for number in (1, 1, 2, 2):
+                await layer.group_send("pg.shop.order", {**said, "number": number, "events": [["insert", number, []]]})
+            frames = [await one.next() for _ in range(2)]
+            assert [(frame.type, frame.said["events"]) for frame in frames] == [
+                ("event", [["insert", 1, []]]),
+                ("event", [["insert", 2, []]]),
+            ]
+
+    asyncio.run(main())
+
+
 def test_clients_of_one_process_are_one_member_of_a_group(ada: User) -> None:
     """A layer hands out a message for each member; a thousand browsers must not cost it a thousand times."""
 

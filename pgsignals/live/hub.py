@@ -50,6 +50,8 @@ class Hub:
         self._receiving: asyncio.Task[None] | None = None
         self._failures = 0
         """Of the layer, in a row."""
+        self._last: dict[str, tuple[str, int]] = {}
+        """Of each topic, which message of which relay came last."""
         self._lost: dict[str, str] = {}
         """Relays that have no connection, and why, as far as anybody here was told."""
 
@@ -76,6 +78,7 @@ class Hub:
                 await self._discard(group)
             if not self._members and self._receiving is not None:
                 self._lost.clear()
+                self._last.clear()
                 receiving, self._receiving = self._receiving, None
                 receiving.cancel()
                 await asyncio.wait([receiving])
@@ -95,11 +98,15 @@ class Hub:
                 await self._reach_again(error)
 
     def _hand_on(self, message: Shared) -> None:
+        topic, which = message["topic"], (message["relay"], message["number"])
+        if self._last.get(topic) == which:
+            return  # channels_postgres may deliver twice
+        self._last[topic] = which
         if message["type"] == "pg.lost":
             self._lost[message["relay"]] = message["cause"]
         else:
             self._lost.pop(message["relay"], None)
-        for member in list(self._members.get(group_of(message["topic"]), ())):
+        for member in list(self._members.get(group_of(topic), ())):
             member.take(message)
 
     async def _reach_again(self, error: Exception) -> None:
