@@ -6,7 +6,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page
+from playwright.sync_api import APIResponse, Browser, BrowserContext, Page, Route
 
 from .browser import (
     PAGE_WAIT,
@@ -170,6 +170,76 @@ def test_the_map_shows_each_flight_that_is_in_the_air(
     page.wait_for_selector("#map .plane", state="detached")
 
 
+def put(sql: psycopg.Connection[Any], number: int, origin: str, destination: str, leaves: str) -> int:
+    """A flight that no day of the demo had, as somebody at psql puts it in. Its key."""
+    (pk,) = sql.execute(
+        """INSERT INTO flights_flight (airline_id, number, tail_number, distance, origin_id, destination_id,
+            scheduled_departure, scheduled_arrival, departure, status, departure_delay)
+        VALUES ('UA', %(number)s, '', 300, %(origin)s, %(destination)s,
+            %(leaves)s, %(leaves)s::timestamptz + interval '5 hours', %(leaves)s, 'departed', 50) RETURNING id""",
+        {"number": number, "origin": origin, "destination": destination, "leaves": leaves},
+    ).fetchone() or (0,)
+    return int(pk)
+
+
+def test_a_flight_that_the_day_did_not_have_is_shown_as_well(
+    context: BrowserContext, demo: Demo, sql: psycopg.Connection[Any]
+) -> None:
+    """Between airports that no other flight joins, at an hour in which no other leaves, to where no map goes."""
+    page = enter(context, demo)
+    hours = "Array.from(document.querySelectorAll('#wall .hour'), (one) => one.dataset.hour)"
+    assert "3" not in page.evaluate(hours)
+    sql.execute("INSERT INTO flights_airport (code, name, time_zone) VALUES ('ZZZ', 'Nowhere', 'UTC')")
+    known = [
+        put(sql, 9001, "LAX", "SFO", "2013-07-11 03:30 America/New_York"),
+        put(sql, 9002, "HNL", "SJU", "2013-07-10 12:30 America/New_York"),
+    ]
+    unknown = put(sql, 9003, "JFK", "ZZZ", "2013-07-10 12:30 America/New_York")
+    try:
+        shows(page, "departed", 3)
+        planes = "Array.from(document.querySelectorAll('.plane'), (one) => Number(one.dataset.pk))"
+        assert set(page.evaluate(planes)) == set(known)
+        assert page.evaluate(hours)[-1] == "3"
+        assert page.locator(f'[data-hour="3"] i[data-pk="{known[0]}"].departed').count() == 1
+        page.locator(f'.plane[data-pk="{known[0]}"]').dispatch_event("click", {"bubbles": True})
+        page.wait_for_url(f"**/flights/flight/{known[0]}/change/")
+    finally:
+        sql.execute("DELETE FROM flights_flight WHERE id = ANY(%s)", [[*known, unknown]])
+        sql.execute("DELETE FROM flights_airport WHERE code = 'ZZZ'")
+
+
+def test_an_answer_that_is_overtaken_does_not_set_the_clock_going_again(
+    context: BrowserContext, demo: Demo, sql: psycopg.Connection[Any]
+) -> None:
+    page = enter(context, demo)
+    page.focus("#controls .play")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('.play[aria-pressed="true"]')
+    held: list[tuple[Route, APIResponse]] = []
+
+    def hold(route: Route) -> None:
+        answer = route.fetch()
+        if answer.json()["counts"]["diverted"]:
+            held.append((route, answer))
+        else:
+            route.fulfill(response=answer)
+
+    page.route("**/numbers/**", hold)
+    sql.execute("UPDATE flights_flight SET status = 'diverted' WHERE airline_id = 'HA'")
+    while not held:
+        page.wait_for_timeout(10)
+    page.keyboard.press("Enter")
+    page.wait_for_selector('.play[aria-pressed="false"]')
+    route, answer = held[0]
+    assert answer.json()["clock"]["paused"] is False
+    route.fulfill(response=answer)
+    shows(page, "diverted", answer.json()["counts"]["diverted"])
+    assert page.get_attribute(".play", "aria-pressed") == "false"
+    page.unroute("**/numbers/**")
+    page.focus("#controls input[name=part]")
+    page.keyboard.press("Home")
+
+
 # One event.
 
 
@@ -240,6 +310,35 @@ def test_a_worker_that_is_killed_loses_nothing(
     page.click("#act-worker")
     figure(page, "ledger", "lag", "0")
     figure(page, "ledger", "effect", f"{before + landed:,}")
+
+
+@pytest.mark.parametrize("answer", [403, 500, "login", "nothing"])
+def test_what_cannot_be_done_is_said_and_the_button_keeps_the_focus(
+    context: BrowserContext, demo: Demo, sql: psycopg.Connection[Any], answer: Any
+) -> None:
+    """Also where the session is over, and the answer is another page."""
+    page = enter(context, demo, "durable/")
+
+    def refuse(route: Route) -> None:
+        if answer == "nothing":
+            route.abort()
+        elif answer == "login":
+            route.fulfill(status=302, headers={"Location": "/admin/login/"})
+        else:
+            route.fulfill(status=answer)
+
+    path = page.get_attribute("#act-cancel", "formaction")
+    page.route(f"**{path}", refuse)
+    page.focus("#act-cancel")
+    page.keyboard.press("Enter")
+    page.wait_for_selector('#act-said:text("It was not done:")')
+    said = {403: "answered 403", 500: "answered 500", "login": "another page", "nothing": "fetch"}
+    assert said[answer] in page.inner_text("#act-said")
+    page.unroute(f"**{path}")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#act-said:empty", state="attached")
+    page.wait_for_selector("#act-cancel:not([aria-disabled])")
+    assert page.evaluate("document.activeElement.id") == "act-cancel"
 
 
 # How it looks and reads.

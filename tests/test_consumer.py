@@ -22,6 +22,7 @@ from pgsignals.durable import control
 from pgsignals.live import permissions
 from pgsignals.live.access import Access
 from pgsignals.live.consumer import WINDOW, PgEventConsumer
+from pgsignals.live.hub import hub_of
 from pgsignals.live.topics import model_topic
 
 from .shop.models import Order
@@ -106,29 +107,23 @@ def test_a_user_hears_of_models_that_the_user_may_view_and_of_nothing_else() -> 
     talk(user("view_order"), work)
 
 
-@pytest.mark.parametrize("person", [None, AnonymousUser()])
-def test_who_is_not_logged_in_is_not_let_in(person: Any) -> None:
-    async def main() -> bool:
+@pytest.mark.parametrize("who", ["nobody", "anonymous", "inactive"])
+def test_who_may_not_listen_at_all_is_told_so_and_nothing_else(who: str) -> None:
+    """By a close code: a handshake that is refused looks to a browser like a server that is away."""
+    person = user("view_order", is_active=who != "inactive") if who != "anonymous" else AnonymousUser()
+
+    async def main() -> None:
         communicator = WebsocketCommunicator(PgEventConsumer.as_asgi(), "/ws/pg/")
-        if person is not None:
+        if who != "nobody":
             communicator.scope["user"] = person
-        connected, _ = await communicator.connect(timeout=10)
-        return bool(connected)
+        assert (await communicator.connect(timeout=10))[0]
+        assert await communicator.receive_output(timeout=10) == {"type": "websocket.close", "code": 4403}
+        await communicator.send_json_to({"subscribe": [ORDER]})
+        await send(ORDER, 1)
+        await communicator.disconnect(timeout=10)
+        assert communicator.output_queue.empty()
 
-    assert async_to_sync(main)() is False
-
-
-def test_an_inactive_user_hears_nothing() -> None:
-    person = user("view_order")
-    person.is_active = False
-
-    async def main() -> Any:
-        communicator = WebsocketCommunicator(PgEventConsumer.as_asgi(), "/ws/pg/")
-        communicator.scope["user"] = person
-        connected, _ = await communicator.connect(timeout=10)
-        return connected
-
-    assert async_to_sync(main)() is False
+    async_to_sync(main)()
 
 
 def test_a_missed_number_or_another_relay_becomes_a_gap() -> None:
@@ -302,6 +297,61 @@ def test_a_subscription_that_cannot_be_decided_closes_the_socket_so_that_the_bro
         assert (end["type"], end["code"]) == ("websocket.close", 1013)
 
     talk(user("view_order"), work, broken)
+
+
+async def layer_fails(*given: Any) -> Any:
+    raise ConnectionError("the layer is away")
+
+
+def test_a_layer_that_fails_closes_the_socket_so_that_the_browser_comes_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        monkeypatch.setattr(get_channel_layer(), "group_add", layer_fails)
+        await communicator.send_json_to({"subscribe": [ORDER]})
+        end = await communicator.receive_output(timeout=10)
+        assert (end["type"], end["code"]) == ("websocket.close", 1013)
+
+    talk(user("view_order"), work)
+    assert "A WebSocket failed, and is closed; its browser comes back." in caplog.text
+    assert "ConnectionError: the layer is away" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["disconnect", "layer", "server"])
+def test_however_it_ends_nothing_is_left_of_it(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Channels tells of a disconnect, and neither of a layer that fails beneath it nor of a server that gives up."""
+    person = user("view_order", "view_customer")
+
+    async def main() -> None:
+        layer, broken = get_channel_layer(), asyncio.Event()
+        works = layer.receive
+
+        async def receive(channel: str) -> Any:
+            await broken.wait()
+            return await layer_fails()
+
+        monkeypatch.setattr(layer, "receive", receive)
+        communicator = WebsocketCommunicator(PgEventConsumer.as_asgi(), "/ws/pg/")
+        communicator.scope["user"] = person
+        assert (await communicator.connect(timeout=10))[0]
+        # The consumer's own channel is what fails.
+        monkeypatch.setattr(layer, "receive", works)
+        assert (await ask(communicator, ORDER, "shop.customer"))["refused"] == []
+        assert set(hub_of(layer)._members) == {"pg.shop.order", "pg.shop.customer"}
+        if end == "disconnect":
+            await communicator.disconnect(timeout=10)
+        elif end == "layer":
+            broken.set()
+            with pytest.raises(ConnectionError):
+                await communicator.wait(timeout=10)
+        else:
+            communicator.future.cancel()
+            await asyncio.wait([communicator.future], timeout=10)
+        assert hub_of(layer)._members == layer.groups == {}
+        await asyncio.sleep(0)  # what was cancelled ends
+        assert [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("pgsignals")] == []
+
+    async_to_sync(main)()
 
 
 def test_a_projects_own_rule_that_fails_refuses(caplog: pytest.LogCaptureFixture) -> None:
@@ -836,6 +886,20 @@ def test_more_rubbish_is_an_error(said: Any) -> None:
         assert (await ask(communicator, ORDER))["topics"] == [ORDER]
 
     talk(user("view_order"), work)
+
+
+def test_who_comes_back_with_as_many_topics_as_there_may_be_is_told_of_each_that_it_missed_something() -> None:
+    async def work(communicator: WebsocketCommunicator) -> None:
+        asked = [f"a.b{number}" for number in range(100)]
+        await communicator.send_json_to({"subscribe": asked, "since": dict.fromkeys(asked, "x")})
+        assert (await communicator.receive_json_from(timeout=10))["topics"] == asked
+        assert [(await after_acks(communicator))["topic"] for _ in asked] == asked
+
+    class Everything(PgEventConsumer):
+        def can_subscribe(self, user: Any, topic: str) -> bool:
+            return True
+
+    talk(user(), work, Everything)
 
 
 @pytest.mark.parametrize("since", [{ORDER: {"a": 1}}, {ORDER: [[]]}, {"x" * 1000: "x"}, {NEWS: "\ud800"}])

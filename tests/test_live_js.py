@@ -24,7 +24,7 @@ FAKE = """() => {
     window.WebSocket = class {
         constructor(url) { this.url = url; this.sent = []; this.closed = false; sockets.push(this); }
         send(text) { this.sent.push(JSON.parse(text)); }
-        close() { this.closed = true; if (this.onclose) { this.onclose(); } }
+        close(code = 1006) { this.closed = true; if (this.onclose) { this.onclose({ code }); } }
         static OPEN = 1;
     };
 }"""
@@ -33,6 +33,7 @@ CONNECT = """() => {
     window.live = pgsignals.connect("/ws/pg/", ["a.b", "a.c"], {
         onEvent: (message) => heard.push(["event", message.topic]),
         onGap: (message) => heard.push(["gap", message.topic, message.cause]),
+        onTopic: (message) => message.granted || heard.push(["denied", message.topic]),
         onState: (state) => heard.push(["state", state]),
     });
 }"""
@@ -65,8 +66,8 @@ class Script:
         self.opens()
         self.says(type="subscribed", topics=granted, refused=refused)
 
-    def closes(self) -> None:
-        self.page.evaluate("sockets.at(-1).close()")
+    def closes(self, code: int = 1006) -> None:
+        self.page.evaluate("code => sockets.at(-1).close(code)", code)
 
     def wait(self, milliseconds: int) -> None:
         self.page.clock.run_for(milliseconds)
@@ -216,19 +217,44 @@ def test_refused_is_shown_only_when_no_topic_is_left(script: Script) -> None:
     script.subscribed()
     script.heard()
     script.says(type="refused", topic="a.b")
-    assert script.heard() == []
+    assert script.heard() == [["denied", "a.b"]]
     script.says(type="refused", topic="a.c")
-    assert script.heard() == [["state", "refused"]]
+    assert script.heard() == [["denied", "a.c"], ["state", "refused"]]
 
 
 def test_a_topic_that_is_refused_at_first_leaves_the_other_live(script: Script) -> None:
     script.subscribed("a.b")
-    assert script.heard() == [["state", "connecting"], ["state", "live"]]
+    assert script.heard() == [["state", "connecting"], ["state", "live"], ["denied", "a.b"]]
 
 
 def test_refused_from_the_start(script: Script) -> None:
     script.subscribed("a.b", "a.c")
-    assert script.heard() == [["state", "connecting"], ["state", "refused"]]
+    assert script.heard() == [["state", "connecting"], ["state", "refused"], ["denied", "a.b"], ["denied", "a.c"]]
+
+
+def test_who_may_not_listen_at_all_is_told_once_and_tries_no_more(script: Script) -> None:
+    """Of topics that are added later too; and a network that returns changes nothing."""
+    script.opens()
+    script.heard()
+    script.closes(4403)
+    assert script.heard() == [["denied", "a.b"], ["denied", "a.c"], ["state", "refused"]]
+    script.page.evaluate("live.subscribe(['a.d'])")
+    assert script.heard() == [["denied", "a.d"]]
+    script.page.evaluate("window.dispatchEvent(new Event('online'))")
+    script.wait(120_000)
+    assert (script.heard(), script.sockets()) == ([], 1)
+
+
+def test_who_was_logged_out_meanwhile_is_told_after_the_reconnect(script: Script) -> None:
+    script.subscribed()
+    script.closes()
+    script.wait(1000)
+    script.heard()
+    script.opens()
+    script.closes(4403)
+    script.wait(120_000)
+    assert script.heard() == [["denied", "a.b"], ["denied", "a.c"], ["state", "refused"]]
+    assert script.sockets() == 2
 
 
 def test_after_close_nothing_more_is_told_or_tried(script: Script) -> None:

@@ -402,6 +402,24 @@ def test_a_user_without_the_permission_gets_not_one_byte(visit: Any, sql: Any) -
     guest.errors.clear()  # the console tells of the refused page
 
 
+def test_who_is_not_logged_in_is_refused_and_no_browser_console_complains(browser: Browser, place: Site) -> None:
+    """On a page that anybody may see: it says `refused`, and does not try for ever."""
+    context = browser.new_context()
+    visitor = Visitor(context, place)
+    page = visitor.open("/admin/login/", ready="")
+    page.evaluate(
+        """() => {
+            document.body.dataset.pgTopics = "live.parcel";
+            document.body.dataset.pgSocket = "/ws/pg/";
+        }"""
+    )
+    for name in ("live", "refresh", "page"):
+        page.add_script_tag(url=f"/static/pgsignals/{name}.js")
+    page.wait_for_selector("body[data-pg-state=refused]")
+    assert visitor.errors == visitor.frames == []
+    context.close()
+
+
 def test_a_permission_that_is_taken_away_ends_the_stream(visit: Any, sql: Any) -> None:
     """The page says so, and not one byte of what happens afterwards arrives."""
     give(sql, "bob", "view_parcel")

@@ -15,7 +15,7 @@ from django.contrib.auth.models import AnonymousUser, Permission, User
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.test import AsyncClient, Client
 
-from pgsignals.live import hub, sse, stream
+from pgsignals.live import hub, resume, sse, stream
 from pgsignals.live.access import Access
 
 from .streaming import WITHIN, client, relay, write
@@ -314,6 +314,48 @@ def test_an_id_that_nobody_gave_out_is_a_gap(ada: User) -> None:
             await reader.next()
             await reader.next()
             assert (await reader.next())["event"] == "gap"
+
+    asyncio.run(main())
+
+
+class Everything(Access):
+    def can_subscribe(self, user: Any, topic: str) -> bool:
+        return True
+
+
+def test_as_many_topics_as_there_may_be_are_each_a_gap_for_who_comes_back(ada: User, settings: Any) -> None:
+    settings.PGSIGNALS = {"LIVE_ACCESS": f"{__name__}.Everything"}
+    visitor = logged_in(ada)
+    topics = [f"a.b{number}" for number in range(100)]
+    query = "&".join(f"topic={topic}" for topic in topics)
+
+    async def main() -> None:
+        async with reading(visitor, query, **{"Last-Event-ID": "17"}) as reader:
+            await reader.next()
+            assert json.loads((await reader.next())["data"])["topics"] == topics
+            assert [json.loads((await reader.next())["data"])["topic"] for _ in topics] == topics
+
+    asyncio.run(main())
+
+
+def test_who_comes_back_where_ids_were_too_long_to_be_sent_together_is_told_to_fetch_anew(
+    ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EventSource says that it has been here only if it was given an id."""
+    monkeypatch.setattr(resume, "MAX_TOKEN", 200)
+    visitor = logged_in(ada)
+    topics = [f"{ACCOUNT}:{digit * 180}" for digit in "12"]
+    query = "&".join(f"topic={topic}" for topic in topics)
+
+    async def main() -> None:
+        async with reading(visitor, query) as reader:
+            await reader.next()
+            assert set(json.loads((await reader.next())["data"])["ids"]) == set(topics)
+        assert reader.last
+        async with reading(visitor, query, **{"Last-Event-ID": reader.last}) as again:
+            await again.next()
+            assert json.loads((await again.next())["data"])["resumed"] == []
+            assert [json.loads((await again.next())["data"])["type"] for _ in topics] == ["gap", "gap"]
 
     asyncio.run(main())
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from django.template import Context, Template, TemplateSyntaxError
+from django.http import HttpRequest
+from django.template import Context, Engine, Library, RequestContext, Template, TemplateSyntaxError
+from django.utils.functional import SimpleLazyObject
 
 from .shop.models import Token
 
@@ -43,6 +45,24 @@ def test_fragments_are_told_apart_by_their_order() -> None:
     assert [f'data-pg-fragment="{number}"' in made for number in (1, 2, 3, 4)] == [True, True, True, False]
 
 
+CARD = '{% load pgsignals %}{% pg_live "shop.Order" %}{{ x }}{% endpg_live %}'
+
+
+@pytest.mark.parametrize(
+    "part", ['{% include "card.html" %}', '{% include "card.html" with x=x only %}', "{% card x %}"]
+)
+def test_fragments_of_parts_are_told_apart_as_well(part: str) -> None:
+    """What is included in a loop, or comes of a tag, is a template of its own."""
+    loaders = [("django.template.loaders.locmem.Loader", {"card.html": CARD})]
+    engine = Engine(loaders=loaders, libraries={"pgsignals": "pgsignals.templatetags.pgsignals"})
+    library = Library()
+    library.inclusion_tag("card.html", name="card")(lambda x: {"x": x})
+    engine.template_builtins.append(library)
+    page = engine.from_string('{% for x in "abc" %}' + part + "{% endfor %}" + CARD)
+    made = page.render(Context())
+    assert [made.count(f'data-pg-fragment="{number}"') for number in (1, 2, 3, 4)] == [1, 1, 1, 1]
+
+
 def test_variables_are_taken_from_the_context(settings: Any) -> None:
     settings.PGSIGNALS = {"LIVE_URL": "/elsewhere/"}
     token = Token()
@@ -71,6 +91,27 @@ def test_the_scripts_come_in_their_order_and_nothing_is_inline() -> None:
         "page.js",
     ]
     assert all(line.endswith(" defer></script>") for line in made.splitlines())
+
+
+class Nonce(SimpleLazyObject):
+    """As Django's and django-csp's are: false until somebody has asked for its text, which is also when it counts."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 'a"b')
+
+    def __bool__(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("by", ["context", "request"])
+def test_the_scripts_have_the_nonce_of_the_pages_policy(by: str) -> None:
+    """Which Django's context processor gives, or django-csp's middleware."""
+    request = HttpRequest()
+    if by == "request":
+        request.csp_nonce = Nonce()  # type: ignore[attr-defined]
+    context = RequestContext(request, {"csp_nonce": Nonce()} if by == "context" else {})
+    made = Template("{% load pgsignals %}{% pg_scripts %}").render(context)
+    assert made.count('.js" nonce="a&quot;b" defer></script>') == 3
 
 
 @pytest.mark.parametrize(

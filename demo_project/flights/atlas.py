@@ -74,6 +74,11 @@ def project(latitude: float, longitude: float) -> Point:
     return _LEFT + _SCALE * radius * sin(angle), _TOP + _SCALE * (radius * cos(angle) - centre)
 
 
+def knows(*codes: str) -> bool:
+    """Whether these airports have a place on the map: those of the day have; others may be in the database."""
+    return all(code in day.airports() for code in codes)
+
+
 @cache
 def way(origin: str, destination: str) -> Way:
     """The shortest way over the globe, as a quadratic curve, up to the map's edge."""
@@ -133,7 +138,7 @@ def _cut(whole: Way) -> Way:
     x, y, control_x, control_y, end_x, end_y = whole
     if not _is_beyond((end_x, end_y)):
         return _rounded(whole)
-    part = next(step / 200 for step in range(200, 0, -1) if not _is_beyond(_at(whole, step / 200)))
+    part = next((step / 200 for step in range(200, 0, -1) if not _is_beyond(_at(whole, step / 200))), 1.0)
     control = x + (control_x - x) * part, y + (control_y - y) * part
     return _rounded((x, y, *control, *_at(whole, part)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable
 from statistics import fmean
@@ -77,15 +78,20 @@ def numbers(changed: Collection[int] = ()) -> dict[str, Any]:
 
 
 def clock() -> dict[str, Any]:
-    """What time it is in the day, how fast that goes, and where in the day that is (from 0 to 1)."""
+    """What time it is in the day, how fast that goes, and where in the day that is (from 0 to 1).
+
+    Answers may overtake each other on their way to a page: `read` orders them, the moment before the clock was read.
+    """
+    read = time.time()
     if replay.current is None:
-        return {"at": replay.now(), "speed": 0, "paused": True, "part": 0.0, "length": 0}
+        return {"read": read, "at": replay.now(), "speed": 0, "paused": True, "part": 0.0, "length": 0}
     its = replay.current.clock
     reading = its.read()
     part = (reading.at - its.begin) / (its.end - its.begin)
     length = (its.end - its.begin).total_seconds()
     over = reading.at >= its.end
     return {
+        "read": read,
         "at": reading.at,
         "speed": reading.speed,
         "paused": reading.paused or over,
@@ -95,7 +101,7 @@ def clock() -> dict[str, Any]:
 
 
 def planes() -> list[list[Any]]:
-    """The flights in the air: key, way, when each left, when it will be there, and its delay in minutes.
+    """The flights in the air: key, way on the map, when each left, when it will be there, and its delay in minutes.
 
     Each takes as long as was planned: only the day itself knows better.
     """
@@ -103,20 +109,14 @@ def planes() -> list[list[Any]]:
     return [
         [
             flight.pk,
-            f"{flight.origin_id}-{flight.destination_id}",
+            atlas.way(flight.origin_id, flight.destination_id),
             flight.departure.timestamp(),
             (flight.departure + (flight.scheduled_arrival - flight.scheduled_departure)).timestamp(),
             flight.departure_delay or 0,
         ]
         for flight in flying
-        if flight.departure
+        if flight.departure and atlas.knows(flight.origin_id, flight.destination_id)
     ]
-
-
-def ways() -> dict[str, atlas.Way]:
-    """The curves on the map, by origin and destination."""
-    pairs = Flight.objects.order_by().values_list("origin_id", "destination_id").distinct()
-    return {f"{origin}-{destination}": atlas.way(origin, destination) for origin, destination in pairs}
 
 
 def _counts(rows: Iterable[Row]) -> dict[str, int]:

@@ -73,7 +73,6 @@ def show_board(request: HttpRequest) -> HttpResponse:
         "tiles": [(status.value, status.label, numbers["counts"][status.value]) for status in Status],
         "hours": board.wall(),
         "atlas": atlas,
-        "ways": board.ways(),
         "minutes": doing.MINUTES,
         "airlines": Airline.objects.order_by("name"),
         "part_of_day": part,

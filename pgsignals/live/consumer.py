@@ -14,6 +14,9 @@ Mount it behind Channels' own guards, which check the origin and find the user::
 and then `{"type": "event", "topic", "number", "refetch", "events": [[operation, key, changed fields], ...]}`,
 `{"type": "gap"}` where it must fetch anew, `{"type": "lost"}` while the relay has no connection, `{"type": "refused"}`
 when a permission is gone, `{"type": "error", "message"}` for what it should not have sent.
+
+Who may not listen at all is told by the close code 4403, and should not try again; a refused handshake would look to a
+browser as if the server were away.
 """
 
 from __future__ import annotations
@@ -57,6 +60,8 @@ _TRY_AGAIN = 1013
 """The close code of WebSockets for a failure that will pass."""
 _POLICY = 1008
 """And for what one does not do."""
+_REFUSED = 4403
+"""Ours, in the range that is left to applications, for who may not listen at all."""
 
 
 class PgEventConsumer(Door, AsyncWebsocketConsumer):
@@ -67,8 +72,16 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
         """The layer that the relay feeds."""
         return conf.get().CHANNEL_LAYER or DEFAULT_CHANNEL_LAYER
 
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """The whole connection."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not in disconnect(): nobody calls that where the layer fails, or the server cancels.
+            await self._leave()
+
     async def connect(self) -> None:
-        """Accept those who may listen."""
+        """Accept those who may listen, and say no to the others."""
         user = self.scope.get("user")
         if self.channel_layer is None:
             logger.error(
@@ -76,19 +89,21 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
                 self.channel_layer_alias,
             )
             await self.close()
-        elif user is None or not self._is_asked_by_us() or not await _admits(self, user):
+        elif not self._is_asked_by_us():
             await self.close()
+        elif user is None or not await _admits(self, user):
+            await self.accept()
+            await self.close(_REFUSED)
         else:
             self._by_session = await has_login(self.scope.get("session"))
+            await self.accept()
             permissions = Permissions(self, user, lambda: self._fresh_user())
             self.subscriber = Subscriber(permissions, hub_of(self.channel_layer))
             self.subscriber.outbox.give(WINDOW)
             self._sent = 0
-            await self.accept()
             self._pumping = asyncio.create_task(self._pump(), name="pgsignals-browser")
 
-    async def disconnect(self, code: int) -> None:
-        """Leave all groups."""
+    async def _leave(self) -> None:
         if hasattr(self, "subscriber"):
             self._pumping.cancel()
             await self.subscriber.close()
@@ -116,6 +131,8 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
             await self.close(_TRY_AGAIN)
         except Flooded:
             await self._throw_out()
+        except Exception:  # the layer's own, of whatever kind
+            await self._fail()
 
     async def _do(self, said: Mapping[str, Any]) -> None:
         if "ping" in said:
@@ -157,8 +174,11 @@ class PgEventConsumer(Door, AsyncWebsocketConsumer):
         except OSError:
             pass  # it is gone
         except Exception:
-            logger.exception("A WebSocket failed, and is closed; its browser comes back.")
-            await self.close(_TRY_AGAIN)
+            await self._fail()
+
+    async def _fail(self) -> None:
+        logger.exception("A WebSocket failed, and is closed; its browser comes back.")
+        await self.close(_TRY_AGAIN)
 
     async def _send(self, frame: Frame) -> None:
         await self.send(text_data=frame.text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -69,11 +69,12 @@ class Hub:
             await self._layer.group_add(group, self._channel)
             self._members.setdefault(group, {})[member] = None
 
-    async def leave(self, group: str, member: Member) -> None:
-        """No longer, from the call on."""
-        self._members.get(group, {}).pop(member, None)
+    async def leave(self, groups: Collection[str], member: Member) -> None:
+        """No longer, from the call on; also where whoever calls is cancelled while the layer is told."""
+        for group in groups:
+            self._members.get(group, {}).pop(member, None)
         async with self._changing:
-            if group in self._members and not self._members[group]:
+            for group in [group for group, members in self._members.items() if not members]:
                 del self._members[group]
                 await self._discard(group)
             if not self._members and self._receiving is not None:

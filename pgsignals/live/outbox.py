@@ -19,8 +19,9 @@ LIMIT = 64
 MAX_BYTES = 128_000
 """Bytes of what waits for one client, roughly."""
 
-MAX_ANSWERS = 100
-"""Answers that may wait for a client, which asks faster than it reads."""
+MAX_ANSWERS = 500
+"""Answers that may wait for a client, which asks faster than it reads. By far more than what one answer brings with it:
+a gap for each of its topics, and then a loss."""
 
 SLOW = "too slow"
 """The cause of the gap where something was dropped."""

@@ -216,12 +216,15 @@ def _kept_models() -> Mapping[str, str]:
 
 
 def bundle(ids: Mapping[str, str]) -> str:
-    """The ids of several topics in one; empty where that would be too long."""
+    """The ids of several topics in one; where that would be too long, of none.
+
+    It is never empty: a browser that has no id does not say that it has been here, and is not told what it missed.
+    """
     said: dict[str, list[str]] = {}
     for topic, text in ids.items():
         said.setdefault(text, []).append(topic)
     text = base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode().rstrip("=")
-    return text if len(text) <= 2 * MAX_TOKEN else ""
+    return text if len(text) <= 2 * MAX_TOKEN else bundle({})
 
 
 def unbundle(text: str, topics: Collection[str]) -> dict[str, str]:

@@ -145,9 +145,10 @@ class Subscriber:
             del self.topics[topic]
             if topic in self._watching:
                 groups.watch().remove(self._watching.pop(topic))
-        for base in [base for base in self._heard if not self._listening(base)]:
-            del self._heard[base]
-            await self._hub.leave(group_of(base), self)
+        if bases := [base for base in self._heard if not self._listening(base)]:
+            for base in bases:
+                del self._heard[base]
+            await self._hub.leave([group_of(base) for base in bases], self)
 
     def _listening(self, base: str) -> list[str]:
         return [topic for topic in self.topics if base_of(topic) == base]

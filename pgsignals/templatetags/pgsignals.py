@@ -27,11 +27,20 @@ _COUNTER = "pgsignals_fragments"
 _OPTIONS = ("pk", "name", "url", "tag", "socket")
 
 
-@register.simple_tag
-def pg_scripts() -> SafeString:
-    """The scripts that live pages need."""
+@register.simple_tag(takes_context=True)
+def pg_scripts(context: template.Context) -> SafeString:
+    """The scripts that live pages need, with the nonce of the page's Content-Security-Policy where it has one."""
+    nonce = _nonce(context)
+    attributes = {"defer": True} if nonce is None else {"defer": True, "nonce": str(nonce)}
     names = ("live", "refresh", "page")
-    return format_html_join("\n", "{}", ((Script(f"pgsignals/{name}.js", defer=True),) for name in names))
+    return format_html_join("\n", "{}", ((Script(f"pgsignals/{name}.js", **attributes),) for name in names))
+
+
+def _nonce(context: template.Context) -> Any:
+    """What Django's context processor `csp` gives, or the middleware of django-csp."""
+    # Not by its truth: it is false until somebody has asked for its text.
+    nonce = context.get("csp_nonce")
+    return getattr(getattr(context, "request", None), "csp_nonce", None) if nonce is None else nonce
 
 
 @register.simple_tag
@@ -75,7 +84,9 @@ class LiveNode(template.Node):
         options = {name: value.resolve(context) for name, value in self.options.items()}
         own = {name: options.pop(name) for name in _OPTIONS if name in options}
         # Named by their order where they have no name: the same page, fetched anew, must have them in the same order.
-        number = context.render_context[_COUNTER] = (context.render_context.get(_COUNTER) or 0) + 1
+        # Of the whole page: each template that is included has a render context of its own, on top of the others.
+        page: Any = context.render_context.dicts[0]
+        number = page[_COUNTER] = page.get(_COUNTER, 0) + 1
         attributes = {
             **{name.replace("_", "-"): escape(value) for name, value in options.items()},
             **_attributes([one.resolve(context) for one in self.topics], own.get("pk"), own.get("socket", "")),

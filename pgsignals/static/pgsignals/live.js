@@ -10,7 +10,8 @@
      live.close();
 
    "lost" is shown when the WebSocket is gone or silent, and when the relay behind it has no connection to the database.
-   "refused" is shown when the user may hear of none of the topics (any more).
+   "refused" is shown when the user may hear of none of the topics (any more). Who may not listen at all is refused once,
+   and nothing is tried again.
    After a reconnect onGap is called, because nobody knows what happened meanwhile. For durable events the server knows:
    it is told how far we are, and what was missed comes as onEvent.
 */
@@ -23,6 +24,8 @@
   const PING_EVERY = 25000;
   const ANSWER_WITHIN = 10000;
   const GAP_SPREAD = 400;
+  // The close code for who may not listen at all.
+  const REFUSED = 4403;
 
   function absolute(url) {
     const full = new URL(url, window.location.href);
@@ -46,6 +49,7 @@
     let timer = null; // of the next attempt
     let pulse = null; // of the next ping, or of the answer to it
     let closed = false;
+    let turnedAway = false;
     let state = null;
 
     function call(name, argument) {
@@ -151,6 +155,18 @@
       timer = window.setTimeout(open, jittered(attempt));
     }
 
+    function refuse(topics) {
+      topics.forEach((topic) => call("onTopic", { topic: topic, granted: false }));
+    }
+
+    function turnAway() {
+      turnedAway = true;
+      letGo();
+      granted.clear();
+      refuse(wanted);
+      become("refused");
+    }
+
     function open() {
       timer = null;
       try {
@@ -172,7 +188,7 @@
           on[message.type](message);
         }
       };
-      socket.onclose = again;
+      socket.onclose = (event) => (event.code === REFUSED ? turnAway() : again());
     }
 
     // A laptop that wakes, or a network that returns, need not wait for the timer.
@@ -190,6 +206,9 @@
       subscribe(topics) {
         const more = topics.filter((topic) => !wanted.has(topic));
         more.forEach((topic) => wanted.add(topic));
+        if (turnedAway) {
+          refuse(more);
+        }
         if (more.length && socket !== null && socket.readyState === WebSocket.OPEN) {
           ask(more);
         }

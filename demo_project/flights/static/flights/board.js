@@ -30,17 +30,32 @@
     }
   }
 
-  // The wall: a dot for each flight.
+  // The wall: a dot for each flight, in a column for each hour in which one leaves.
 
+  const wall = document.getElementById("wall");
+  const place = (hour) => (Number(hour) + 20) % 24; // the day begins at four
   const dots = new Map();
-  for (const dot of document.querySelectorAll("#wall i")) {
+  for (const dot of wall.querySelectorAll("i")) {
     dots.set(Number(dot.dataset.pk), dot);
+  }
+
+  function newColumn(hour) {
+    const column = document.createElement("div");
+    column.className = "hour";
+    column.dataset.hour = hour;
+    const inIt = document.createElement("div");
+    inIt.className = "dots";
+    column.append(inIt, part("quiet", String(hour)));
+    const next = Array.from(wall.children).find((one) => place(one.dataset.hour) > place(hour));
+    wall.insertBefore(column, next || null);
+    return column;
   }
 
   function newDot(pk, hour) {
     const dot = document.createElement("i");
     dot.dataset.pk = pk;
-    document.querySelector('#wall [data-hour="' + hour + '"] .dots').append(dot);
+    const column = wall.querySelector('[data-hour="' + hour + '"]') || newColumn(hour);
+    column.querySelector(".dots").append(dot);
     dots.set(pk, dot);
     return dot;
   }
@@ -63,12 +78,15 @@
     }
   }
 
-  document.getElementById("wall").addEventListener("click", function (event) {
-    const pk = event.target.dataset.pk;
-    if (pk) {
-      window.location.href = words.flight.replace("/0/", "/" + pk + "/");
-    }
-  });
+  // A dot and a plane lead to their flight.
+  for (const shown of [wall, document.getElementById("map")]) {
+    shown.addEventListener("click", function (event) {
+      const pk = event.target.dataset.pk;
+      if (pk) {
+        window.location.href = words.flight.replace("/0/", "/" + pk + "/");
+      }
+    });
+  }
 
   // The feed.
 

@@ -5,7 +5,7 @@ flights.clock = (function () {
   const face = document.querySelector("#clock .time");
   const controls = document.getElementById("controls");
   const time = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", timeZone: "America/New_York" });
-  let reading = null; // {at, speed, paused, part, heard}
+  let reading = null; // {read, at, speed, paused, part, heard}
   let length = 0; // of the day, in seconds
   let scrubbing = false;
 
@@ -32,6 +32,9 @@ flights.clock = (function () {
   }
 
   function set(given) {
+    if (reading && given.read < reading.read) {
+      return; // it was overtaken on its way here, and may be of before the hands were turned
+    }
     reading = { ...given, at: Date.parse(given.at) / 1000, heard: performance.now() };
     length = Number(given.length || 0);
     draw();

@@ -6,7 +6,6 @@ flights.map = (function () {
   const SVG = "http://www.w3.org/2000/svg";
   const svg = document.getElementById("map");
   const [lines, layer] = [svg.querySelector(".ways"), svg.querySelector(".planes")];
-  const ways = JSON.parse(document.getElementById("ways").textContent);
   const planes = new Map();
   let drawn = 0;
 
@@ -21,8 +20,7 @@ flights.map = (function () {
     return element;
   }
 
-  function takeOff(pk, name) {
-    const way = ways[name];
+  function takeOff(pk, way) {
     const [x, y, controlX, controlY, endX, endY] = way;
     const line = make("path", { class: "way", d: "M" + [x, y] + "Q" + [controlX, controlY, endX, endY] }, lines);
     const mark = make("path", { class: "plane", d: "M6 0L-4 3.6L-2.2 0L-4-3.6Z", "data-pk": pk }, layer);
