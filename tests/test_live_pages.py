@@ -570,6 +570,28 @@ def test_a_fragment_that_is_put_in_later_is_live_too(visit: Any, sql: Any) -> No
     expect(page.locator("#later")).to_have_text("delete")
 
 
+def test_what_a_page_no_longer_has_is_no_longer_listened_to(visit: Any, sql: Any) -> None:
+    """A page that is put together anew for hours would come to the number of topics that a client may have."""
+    page = visit().open("/parcels/", ready="#all[data-pg-state=live]")
+    page.evaluate(
+        """() => {
+            const send = WebSocket.prototype.send;
+            window.sent = [];
+            WebSocket.prototype.send = function (text) { window.sent.push(text); send.call(this, text); };
+            const later = document.createElement("p");
+            later.id = "later";
+            later.dataset.pgTopics = "live.letter";
+            later.dataset.pgSocket = "/ws/pg/";
+            document.body.append(later);
+        }"""
+    )
+    page.wait_for_selector("#later[data-pg-state=live]", state="attached")
+    page.evaluate("document.querySelector('#later').remove()")
+    page.wait_for_function("window.sent.includes(JSON.stringify({ unsubscribe: ['live.letter'] }))")
+    sql.execute("UPDATE live_parcel SET status = 'gone' WHERE id = 1")
+    expect(page.locator("#all li").first).to_have_text("parcel 001: gone")
+
+
 @pytest.mark.parametrize("version", [2, 4])
 def test_htmx_is_triggered_by_what_happens(visit: Any, sql: Any, version: int) -> None:
     """hx-trigger="pg:live.parcel from:body", with the real htmx."""

@@ -7,6 +7,7 @@
        onState(state) {},     // "connecting", "live", "lost", "refused"
      });
      live.subscribe(["flights.airline"]);
+     live.unsubscribe(["flights.airline"]);
      live.close();
 
    "lost" is shown when the WebSocket is gone or silent, and when the relay behind it has no connection to the database.
@@ -211,6 +212,13 @@
         }
         if (more.length && socket !== null && socket.readyState === WebSocket.OPEN) {
           ask(more);
+        }
+      },
+      unsubscribe(topics) {
+        const gone = topics.filter((topic) => wanted.delete(topic));
+        [granted, before, heard].forEach((one) => gone.forEach((topic) => one.delete(topic)));
+        if (gone.length && socket !== null && socket.readyState === WebSocket.OPEN) {
+          socket.send(JSON.stringify({ unsubscribe: gone }));
         }
       },
       close() {

@@ -26,6 +26,7 @@
   const fragments = () => document.querySelectorAll(MARKED + "[data-pg-fragment]");
   const refreshers = new Map(); // by the URL that fragments are fetched from
   const sockets = new Map(); // by the URL of the WebSocket
+  const asked = new Map(); // topics, by the same
   const states = new Map();
   const granted = new Map(); // by the URL and the topic
 
@@ -152,15 +153,23 @@
     },
   });
 
-  // Also for what htmx, or the page's own scripts, put in later.
+  // Also for what htmx, or the page's own scripts, put in later or take away.
   function scan() {
+    const present = new Map(Array.from(asked.keys(), (socket) => [socket, new Set()]));
     for (const element of document.querySelectorAll(MARKED)) {
       const socket = element.dataset.pgSocket;
       if (!sockets.has(socket)) {
         sockets.set(socket, connect(socket, topicsOf(element)));
       }
       sockets.get(socket).subscribe(topicsOf(element));
+      present.set(socket, new Set([...(present.get(socket) || []), ...topicsOf(element)]));
       show(element);
+    }
+    for (const [socket, topics] of present) {
+      const gone = Array.from(asked.get(socket) || []).filter((topic) => !topics.has(topic));
+      sockets.get(socket).unsubscribe(gone);
+      gone.forEach((topic) => granted.delete(socket + " " + topic));
+      asked.set(socket, topics);
     }
   }
 
