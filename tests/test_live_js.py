@@ -22,7 +22,9 @@ FAKE = """() => {
     window.heard = [];
     Math.random = () => 0.5;
     window.WebSocket = class {
-        constructor(url) { this.url = url; this.sent = []; this.closed = false; sockets.push(this); }
+        closed = false;
+        readyState = 0;
+        constructor(url) { this.url = url; this.sent = []; sockets.push(this); }
         send(text) { this.sent.push(JSON.parse(text)); }
         close(code = 1006) { this.closed = true; if (this.onclose) { this.onclose({ code }); } }
         static OPEN = 1;
@@ -37,6 +39,10 @@ CONNECT = """() => {
         onState: (state) => heard.push(["state", state]),
     });
 }"""
+
+
+ONLINE = "window.dispatchEvent(new Event('online'))"
+SEEN = "document.dispatchEvent(new Event('visibilitychange'))"
 
 
 class Script:
@@ -56,7 +62,7 @@ class Script:
         return list(self.page.evaluate("sockets.at(-1).sent.splice(0)"))
 
     def opens(self) -> None:
-        self.page.evaluate("sockets.at(-1).onopen()")
+        self.page.evaluate("sockets.at(-1).readyState = 1; sockets.at(-1).onopen()")
 
     def says(self, **message: Any) -> None:
         self.page.evaluate("text => sockets.at(-1).onmessage({ data: text })", json.dumps(message))
@@ -135,9 +141,54 @@ def test_the_waits_grow_and_start_small_again_after_a_success(script: Script) ->
 
 def test_a_network_that_returns_is_used_at_once(script: Script) -> None:
     script.closes()
-    script.page.evaluate("window.dispatchEvent(new Event('online'))")
+    script.page.evaluate(ONLINE)
     assert script.sockets() == 2
-    script.wait(60_000)
+    script.subscribed()
+    script.wait(30_000)
+    assert script.sockets() == 2
+
+
+def test_what_was_begun_over_a_network_that_is_gone_is_begun_again(script: Script) -> None:
+    script.page.evaluate(ONLINE)
+    assert (script.sockets(), script.page.evaluate("sockets[0].closed")) == (2, True)
+    assert script.heard() == [["state", "connecting"]]
+
+
+def test_a_network_that_returns_puts_an_open_connection_to_the_test(script: Script) -> None:
+    """It may be dead, and would otherwise be called live for half a minute."""
+    script.subscribed()
+    script.sent()
+    script.page.evaluate(ONLINE)
+    assert script.sent() == [{"ping": 1}]
+    script.says(type="pong")
+    script.wait(20_000)
+    assert script.sockets() == 1
+    script.heard()
+    script.page.evaluate(ONLINE)
+    script.wait(3000)
+    assert script.heard() == [["state", "lost"]]
+
+
+def test_a_laptop_that_wakes_asks_at_once_whether_its_connection_lives(script: Script) -> None:
+    """While it slept no timer ran."""
+    script.subscribed()
+    script.sent()
+    script.page.evaluate(SEEN)
+    assert script.sent() == []
+    script.page.clock.set_system_time(script.page.evaluate("Date.now()") / 1000 + 3600)
+    script.page.evaluate(SEEN)
+    assert script.sent() == [{"ping": 1}]
+    script.heard()
+    script.wait(3000)
+    assert script.heard() == [["state", "lost"]]
+
+
+def test_a_connection_that_does_not_come_about_is_given_up(script: Script) -> None:
+    script.heard()
+    script.wait(10_000)
+    assert script.heard() == [["state", "lost"]]
+    assert script.page.evaluate("sockets[0].closed")
+    script.wait(750)
     assert script.sockets() == 2
 
 
@@ -198,7 +249,7 @@ def test_it_says_that_it_reads_when_it_is_asked(script: Script) -> None:
 def test_topics_may_be_added(script: Script) -> None:
     script.subscribed()
     script.sent()
-    script.page.evaluate("sockets.at(-1).readyState = 1; live.subscribe(['a.b', 'a.d'])")
+    script.page.evaluate("live.subscribe(['a.b', 'a.d'])")
     assert script.sent() == [{"subscribe": ["a.d"]}]
     script.says(type="subscribed", topics=["a.d"], refused=[], resumed=[], ids={})
     script.closes()
@@ -262,7 +313,7 @@ def test_after_close_nothing_more_is_told_or_tried(script: Script) -> None:
     script.says(type="gap", topic="a.b", cause="c")
     script.heard()
     script.page.evaluate("live.close()")
-    script.page.evaluate("window.dispatchEvent(new Event('online'))")
+    script.page.evaluate(ONLINE)
     script.wait(120_000)
     assert script.heard() == []
     assert (script.sockets(), script.page.evaluate("sockets[0].closed")) == (1, True)
@@ -356,7 +407,8 @@ def test_a_fetch_that_failed_is_tried_later_and_later_and_for_everything(refresh
         assert calls(refresher) == [[[], True]]
 
 
-def test_a_failure_for_good_is_the_last_fetch(refresher: Page) -> None:
+def test_a_failure_for_good_is_the_last_fetch_until_all_may_be_otherwise(refresher: Page) -> None:
+    """Somebody has logged in again, say; then the connection is live again."""
     refresher.evaluate(
         "() => { window.outcome = () => Promise.reject(Object.assign(new Error('no'), { final: true })); }"
     )
@@ -366,6 +418,9 @@ def test_a_failure_for_good_is_the_last_fetch(refresher: Page) -> None:
     tell(refresher, 2)
     refresher.clock.run_for(200_000)
     assert calls(refresher) == []
+    refresher.evaluate("news.all()")
+    refresher.clock.run_for(60)
+    assert calls(refresher) == [[[], True]]
 
 
 def test_a_hidden_page_keeps_no_endless_list(refresher: Page) -> None:

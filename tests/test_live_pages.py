@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["browser"]
 LIVE = ".pg-live[data-state=live]"
 PARCELS = "/admin/live/parcel/"
 LETTERS = "/admin/live/letter/"
+DELIVERIES = "/admin/live/delivery/"
 WAIT = 15_000
 """Milliseconds that a page may take to show what it must."""
 
@@ -38,7 +40,7 @@ HTMX = {number: f"tests/npm/node_modules/htmx{number}/dist/htmx.min.js" for numb
 def sql(place: Site) -> Iterator[psycopg.Connection[Any]]:
     """Somebody at psql, and sixty parcels."""
     with place.sql() as connection:
-        connection.execute("TRUNCATE live_parcel, live_letter, live_tag RESTART IDENTITY")
+        connection.execute("TRUNCATE live_parcel, live_stop, live_letter, live_tag RESTART IDENTITY")
         connection.execute(
             "INSERT INTO live_parcel (name, status, weight, owner) "
             "SELECT 'parcel ' || lpad(n::text, 3, '0'), 'here', 1, '' FROM generate_series(1, 60) AS n"
@@ -128,6 +130,13 @@ def row(page: Page, name: str) -> Any:
     return page.locator("#result_list tbody tr", has_text=name)
 
 
+def wait_for_a_look(page: Page) -> None:
+    """Until the page has fetched itself once."""
+    fetched = "() => performance.getEntriesByType('resource').some((one) => one.initiatorType === 'fetch')"
+    page.wait_for_function(fetched, polling=20)
+    page.evaluate("() => new Promise((resolve) => setTimeout(resolve, 20))")  # what it has fetched it takes over
+
+
 # The changelist.
 
 
@@ -187,6 +196,44 @@ def test_all_that_are_ticked_are_those_that_are_there_now(visit: Any, sql: Any) 
     page.wait_for_selector("text=Are you sure")
     assert "parcel 00x" not in page.inner_text("#content")
     assert "parcel 003" in page.inner_text("#content")
+
+
+def test_all_pages_that_are_selected_stay_selected_and_that_stays_visible(visit: Any, sql: Any) -> None:
+    """Django's script offers them again, while the form would still send all of them."""
+    page = visit().open(PARCELS)
+    page.check("#action-toggle")
+    page.click("text=Select all 60 parcels")
+    sql.execute("INSERT INTO live_parcel (name, status, weight, owner) VALUES ('parcel 000', 'here', 1, '')")
+    expect(page.locator("#result_list tbody tr").first).to_contain_text("parcel 000")
+    expect(page.locator(".actions .all")).to_have_text("All 61 selected")
+    assert page.locator(".actions .all").is_visible()
+    assert page.locator(".actions .question").is_hidden()
+    assert page.locator("#result_list tbody input:checked").count() == 20
+    assert page.locator("input.select-across").get_attribute("value") == "1"
+    page.click("text=Clear selection")
+    assert page.locator("#result_list tbody input:checked").count() == 0
+    assert page.locator("input.select-across").get_attribute("value") == "0"
+
+
+def test_rows_without_ticks_whose_first_links_are_alike_are_told_apart(visit: Any, sql: Any) -> None:
+    """None is lost, and the one that changed is marked."""
+    page = visit().open(DELIVERIES)
+    sql.execute("UPDATE live_parcel SET status = 'gone' WHERE name = 'parcel 003'")
+    expect(row(page, "parcel 003")).to_have_class("pg-changed")
+    assert page.locator(".pg-changed").count() == 1
+    assert texts(page, "#result_list tbody th") == [f"parcel {number:03}" for number in range(1, 21)]
+
+
+def test_who_may_only_look_sees_which_rows_have_changed(visit: Any, sql: Any) -> None:
+    give(sql, "bob", "view_parcel")
+    page = visit("bob").open(PARCELS)
+    assert page.locator("input.action-select").count() == 0
+    wait_for_a_look(page)
+    sql.execute("DELETE FROM live_parcel WHERE name = 'parcel 001'")
+    expect(page.locator("#result_list tbody tr").first).to_contain_text("parcel 002")
+    sql.execute("UPDATE live_parcel SET status = 'gone' WHERE name = 'parcel 004'")
+    expect(row(page, "parcel 004")).to_have_class("pg-changed")
+    assert page.locator(".pg-changed").count() == 1
 
 
 def test_ten_thousand_rows_in_one_statement_are_one_refresh(visit: Any, sql: Any) -> None:
@@ -258,6 +305,22 @@ def test_what_somebody_types_is_never_taken_away(visit: Any, sql: Any) -> None:
     expect(page.locator("#id_form-1-text")).to_have_value("theirs")
     expect(page.locator(".pg-note")).to_be_hidden()
     assert page.locator("tr.pg-stale").count() == 0
+
+
+def test_rows_that_only_have_other_numbers_are_not_called_changed(visit: Any, sql: Any) -> None:
+    """The fields of a list to edit in are numbered, and a row that goes renumbers all that follow."""
+    page = visit().open(LETTERS)
+    page.locator("#id_form-4-stamps").focus()
+    sql.execute("DELETE FROM live_letter WHERE id = 2")
+    expect(page.locator(".pg-note")).to_contain_text("others have changed meanwhile: 1.")
+    assert texts(page, "tr.pg-stale th") == ["2"]
+    page.evaluate("document.activeElement.blur()")
+    expect(page.locator("#result_list tbody tr")).to_have_count(4)
+    assert page.input_value("#id_form-1-text") == "letter 3"
+    sql.execute(
+        "WITH gone AS (DELETE FROM live_letter WHERE id = 1) UPDATE live_letter SET text = 'theirs' WHERE id = 4"
+    )
+    expect(page.locator("[role=status][aria-live=polite]").first).to_contain_text("rows that changed: 1.")
 
 
 def test_a_list_that_was_refreshed_can_be_saved(visit: Any, sql: Any) -> None:
@@ -374,6 +437,82 @@ def test_ones_own_save_is_no_warning(visit: Any, sql: Any) -> None:
     other.fill("#id_weight", "4")
     other.click("input[name=_save]")
     expect(change(page)).to_contain_text("Somebody else")
+
+
+def test_what_differs_each_time_is_no_change_of_the_object(visit: Any, sql: Any) -> None:
+    """Neither what new rows would hold nor what is only shown; somebody's change of what one edits is."""
+    sql.execute(f"INSERT INTO live_stop (parcel_id, code, at) VALUES (1, '{uuid.uuid4()}', now())")
+    page = visit().open(DELIVERIES + "1/change/")
+    wait_for_a_look(page)
+    assert change(page).is_hidden()
+    sql.execute("UPDATE live_stop SET at = now() + interval '1 day'")
+    sql.execute("UPDATE live_parcel SET read_at = now() WHERE id = 2")
+    sql.execute("UPDATE live_parcel SET read_at = now() WHERE id = 1")
+    expect(change(page)).to_contain_text("Somebody else")
+
+
+def test_who_may_only_look_is_told_of_a_change_as_well(visit: Any, sql: Any) -> None:
+    give(sql, "bob", "view_parcel")
+    page = visit("bob").open(PARCELS + "1/change/")
+    sql.execute("UPDATE live_parcel SET weight = 5 WHERE id = 1")
+    expect(change(page)).to_contain_text("Somebody else has just changed this object.")
+
+
+def test_a_save_that_failed_does_not_forget_that_somebody_else_was_quicker(visit: Any, sql: Any) -> None:
+    page = visit().open(PARCELS + "1/change/")
+    page.fill("#id_name", "")
+    sql.execute("UPDATE live_parcel SET weight = 5 WHERE id = 1")
+    change(page).wait_for()
+    page.click("input[name=_save]")
+    page.wait_for_selector(".errornote")
+    expect(change(page)).to_contain_text("Somebody else")
+    page.fill("#id_name", "mine")
+    page.click("input[name=_continue]")
+    page.wait_for_selector(".success")
+    page.wait_for_selector(LIVE)
+    wait_for_a_look(page)
+    assert change(page).is_hidden()
+
+
+def test_ones_own_save_is_no_warning_before_its_answer_is_there(visit: Any, sql: Any) -> None:
+    """Its event is quicker. Where no answer comes, and one goes on, what is stored is looked at again."""
+    visitor = visit()
+    page = visitor.open(PARCELS + "1/change/")
+    wait_for_a_look(page)
+
+    def lose_the_answer(route: Any) -> None:
+        if route.request.method == "POST":
+            route.fetch(max_redirects=0)
+            route.fulfill(status=204)
+        else:
+            route.continue_()
+
+    page.route("**/change/", lose_the_answer)
+    page.evaluate("() => performance.clearResourceTimings()")
+    page.fill("#id_weight", "3")
+    page.click("input[name=_save]")
+    wait_for_event(page, visitor, "live.parcel:1")
+    wait_for_a_look(page)
+    assert change(page).is_hidden()
+    page.fill("#id_weight", "4")
+    expect(change(page)).to_contain_text("Somebody else")
+
+
+def test_the_link_of_the_warning_loads_the_page_whatever_its_address_ends_with(visit: Any, sql: Any) -> None:
+    page = visit().open(PARCELS + "1/change/#content-start")
+    sql.execute("UPDATE live_parcel SET weight = 5 WHERE id = 1")
+    change(page).locator("a").click()
+    expect(page.locator("#id_weight")).to_have_value("5")
+
+
+def test_a_form_whose_user_is_no_longer_logged_in_does_not_say_that_the_object_is_gone(visit: Any, sql: Any) -> None:
+    visitor = visit(locale="en-GB")  # nobody else's browser
+    page = visitor.open(PARCELS + "1/change/")
+    wait_for_a_look(page)
+    visitor.context.clear_cookies()
+    sql.execute("UPDATE live_parcel SET weight = 5 WHERE id = 1")
+    page.wait_for_selector(".pg-live[data-state=refused]")
+    assert change(page).is_hidden()
 
 
 # Who sees what.

@@ -54,7 +54,8 @@ class LiveModelAdmin(_Base):
         response = super().changelist_view(request, *args, **kwargs)
         if IS_POPUP_VAR in request.GET:
             return response  # whose links are bound to the window that opened it
-        return self._live(response, [*self._own_topics(), *map(asked_topic, self.live_topics)])
+        topics = [*self._own_topics(), *map(asked_topic, self.live_topics)]
+        return self._live(response, topics, keys=_keys(response))
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> Any:
         """As Django's; live where it is about an object that is there."""
@@ -65,7 +66,7 @@ class LiveModelAdmin(_Base):
         return self._live(
             response,
             [object_topic(topic, edited.pk) for topic in self._own_topics()],
-            reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_changelist"),
+            list_url=reverse(f"{self.admin_site.name}:{self.opts.app_label}_{self.opts.model_name}_changelist"),
         )
 
     def _own_topics(self) -> list[str]:
@@ -73,9 +74,9 @@ class LiveModelAdmin(_Base):
         model: Any = self.model._meta.concrete_model
         return [model_topic(one._meta.label_lower) for one in (model, *model._meta.get_parent_list())]
 
-    def _live(self, response: Any, topics: Sequence[str], list_url: str = "") -> Any:
+    def _live(self, response: Any, topics: Sequence[str], **more: Any) -> Any:
         if isinstance(response, TemplateResponse) and response.context_data and "media" in response.context_data:
-            response.context_data["media"] += live_media(topics, list_url)
+            response.context_data["media"] += live_media(topics, **more)
         return response
 
 
@@ -106,12 +107,19 @@ def _problems(admin: LiveModelAdmin) -> Iterator[checks.CheckMessage]:
         )
 
 
-def live_media(topics: Sequence[str], list_url: str = "") -> Media:
+def _keys(response: Any) -> list[str]:
+    """The primary keys of a changelist's rows, which need not show them."""
+    changelist = (getattr(response, "context_data", None) or {}).get("cl")
+    return [str(one.pk) for one in changelist.result_list] if changelist else []
+
+
+def live_media(topics: Sequence[str], list_url: str = "", keys: Sequence[str] = ()) -> Media:
     """The scripts and styles of a live page of the admin."""
     said = {
         "data-socket": conf.get().LIVE_URL,
         "data-topics": json.dumps(list(topics)),
         "data-list": list_url,
+        "data-keys": json.dumps(list(keys)),
         "data-words": json.dumps(words()),
     }
     scripts: list[Any] = [Script(f"pgsignals/{name}.js", defer=True) for name in ("live", "refresh")]

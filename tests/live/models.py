@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
+
 from django.db import models
+from django.utils import timezone
 
 from pgsignals import Notify
 
@@ -25,6 +28,21 @@ class Parcel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Delivery(Parcel):
+    """A parcel as its carrier sees it."""
+
+    class Meta:
+        proxy = True
+
+
+class Stop(models.Model):
+    """What a new one would hold differs each time that it is asked."""
+
+    parcel = models.ForeignKey(Parcel, models.CASCADE, db_constraint=False)
+    code = models.UUIDField(default=uuid.uuid4)
+    at = models.DateTimeField(default=timezone.now)
 
 
 class Letter(models.Model):

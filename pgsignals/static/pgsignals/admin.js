@@ -1,4 +1,5 @@
-/* LiveModelAdmin's pages. What they need to know stands in the script element: data-socket, data-topics, data-words.
+/* LiveModelAdmin's pages. What they need to know stands in the script element: data-socket, data-topics, data-words;
+   of a changelist also data-keys, the primary keys of its rows.
 
    The changelist fetches the page that it is, and takes over the rows that differ. Rows stay the elements they were, so
    that the focus stays and the page does not move. Nothing is touched while somebody edits in the list. */
@@ -72,18 +73,35 @@
   /* ---- The changelist. ---- */
 
   const TABLE = "#result_list";
+  const KEYS = "script[data-keys]";
   const box = (row) => row.querySelector("input.action-select");
-  const keyOf = (row, place) => (box(row) ? box(row).value : (row.querySelector("th a[href], td a[href]") || { href: place }).href);
   const form = document.getElementById("changelist-form");
   const served = new WeakMap(); // each cell as the server made it, before scripts of widgets came
   const boxes = []; // what Django's own script takes for the list's checkboxes
 
   const table = () => form.querySelector(TABLE);
-  const rowsOf = (whole) => Array.from(whole ? whole.tBodies[0].rows : []);
+  const isError = (row) => row.querySelector(":scope > [colspan] > .errorlist"); // Django's, above the row that it is about
+  const rowsOf = (whole) => Array.from(whole ? whole.tBodies[0].rows : []).filter((row) => !isError(row));
   const html = (cell) => served.get(cell) || cell.innerHTML;
+  const content = (text) => text.replace(/form-\d+-/g, "form-"); // the number is only the row's place in the list
+  const isAcross = () => Array.from(form.querySelectorAll("input.select-across")).some((one) => one.value === "1");
   const isBox = (cell) => cell.classList.contains("action-checkbox");
   const differs = (row, fresh) => Array.from(fresh.cells).some(
-    (cell, place) => !row.cells[place] || (!isBox(cell) && html(row.cells[place]) !== cell.innerHTML));
+    (cell, place) => !row.cells[place] || (!isBox(cell) && content(html(row.cells[place])) !== content(cell.innerHTML)));
+
+  // Rows by their primary keys. One that the list has twice is told apart, so that no row is lost.
+  function byKey(page) {
+    const keys = JSON.parse(page.querySelector(KEYS).dataset.keys);
+    const found = new Map();
+    rowsOf(page.querySelector(TABLE)).forEach(function (row, position) {
+      let key = box(row) ? box(row).value : keys[position];
+      while (found.has(key)) {
+        key += "'";
+      }
+      found.set(key, row);
+    });
+    return found;
+  }
 
   function remember(row) {
     Array.from(row.cells).forEach((cell) => served.set(cell, cell.innerHTML));
@@ -107,13 +125,12 @@
     return Boolean(document.querySelector(".errornote")) || fields.some((one) => one === document.activeElement || pgsignals.isEdited(one));
   }
 
+  // Also what has only got another number. True where something was replaced.
   function takeOver(row, fresh) {
     const focused = row.contains(document.activeElement) ? document.activeElement : null;
-    Array.from(fresh.cells).forEach(function (cell, place) {
-      const old = row.cells[place];
-      if (isBox(cell) || html(old) === cell.innerHTML) {
-        return;
-      }
+    const others = Array.from(fresh.cells).filter((cell, place) => !isBox(cell) && html(row.cells[place]) !== cell.innerHTML);
+    others.forEach(function (cell) {
+      const old = row.cells[cell.cellIndex];
       const held = focused && old.contains(focused) ? Array.from(old.querySelectorAll("a, button")).indexOf(focused) : -1;
       served.set(old, cell.innerHTML);
       old.className = cell.className;
@@ -122,6 +139,7 @@
         old.querySelectorAll("a, button")[held].focus({ preventScroll: true });
       }
     });
+    return others.length > 0;
   }
 
   function place(body, rows) {
@@ -140,17 +158,17 @@
   }
 
   function takeOverRows(page, news) {
-    const known = new Map(rowsOf(table()).map((row, position) => [keyOf(row, position), row]));
-    const across = Array.from(form.querySelectorAll("input.select-across")).some((one) => one.value === "1");
+    const known = byKey(document);
+    const across = isAcross();
     const changed = [];
-    const rows = rowsOf(page.querySelector(TABLE)).map(function (fresh, position) {
-      const key = keyOf(fresh, position);
+    let swapped = false;
+    const rows = Array.from(byKey(page), function ([key, fresh]) {
       const row = known.get(key);
       if (row && row.cells.length === fresh.cells.length) {
         if (differs(row, fresh)) {
-          takeOver(row, fresh);
           changed.push([key, row]);
         }
+        swapped = takeOver(row, fresh) || swapped;
         return row;
       }
       remember(fresh);
@@ -163,10 +181,11 @@
     });
     place(table().tBodies[0], rows);
     changed.filter(([key]) => news.everything || news.keys.has(key)).forEach(([, row]) => mark(row));
-    return changed.length;
+    return { changed: changed.length, swapped: swapped || changed.length > 0 };
   }
 
   function takeOverRest(page) {
+    document.querySelector(KEYS).dataset.keys = page.querySelector(KEYS).dataset.keys;
     for (const selector of [".hiddenfields", ".paginator", "#changelist-search .small.quiet", "input[name=form-TOTAL_FORMS]", "input[name=form-INITIAL_FORMS]"]) {
       const [old, fresh] = [document.querySelector("#changelist " + selector), page.querySelector("#changelist " + selector)];
       if (old && fresh && old.outerHTML !== fresh.outerHTML && !old.contains(document.activeElement)) {
@@ -177,21 +196,24 @@
     document.querySelectorAll(".action-counter").forEach(function (counter, position) {
       counter.dataset.actionsIcnt = numbers[position] ? numbers[position].dataset.actionsIcnt : 0;
     });
-    const across = page.querySelector(".actions .question a");
-    document.querySelectorAll(".actions .question a").forEach(function (question) {
-      question.textContent = across ? across.textContent : question.textContent;
-    });
+    for (const selector of [".actions .question a", ".actions .all"]) {
+      const fresh = page.querySelector(selector); // not where all are on this page
+      document.querySelectorAll(selector).forEach((old) => old.replaceChildren(fresh ? fresh.textContent : ""));
+    }
     count();
     if (boxes.length && document.getElementById("action-toggle")) {
       window.dispatchEvent(new Event("pageshow")); // on which Django's script counts again
+      if (isAcross()) {
+        form.querySelector(".actions .question a").click(); // and asks again what has been answered
+      }
     }
   }
 
   // What is shown while somebody edits: which rows are not what they were.
   function holdBack(page, shown) {
-    const fresh = new Map(rowsOf(page.querySelector(TABLE)).map((row, position) => [keyOf(row, position), row]));
-    const stale = rowsOf(table()).filter(function (row, position) {
-      const now = fresh.get(keyOf(row, position));
+    const fresh = byKey(page);
+    const stale = Array.from(byKey(document)).filter(function ([key, row]) {
+      const now = fresh.get(key);
       const old = !now || differs(row, now);
       row.classList.toggle("pg-stale", old);
       return old;
@@ -221,6 +243,9 @@
       if (page === null) {
         return;
       }
+      if (!page.querySelector(KEYS)) {
+        throw new Error("the server answered with another page");
+      }
       waits = isBusy();
       if (waits) {
         holdBack(page, shown);
@@ -228,14 +253,16 @@
       }
       note("");
       rowsOf(table()).forEach((row) => row.classList.remove("pg-stale"));
-      if (!table() || !page.querySelector("#changelist-form")) {
+      if (!table()) {
         replaceAll(page);
         return;
       }
-      const changed = takeOverRows(page, told);
+      const { changed, swapped } = takeOverRows(page, told);
       takeOverRest(page);
       if (changed) {
         shown.speak(fill(words.changed, changed));
+      }
+      if (swapped) {
         form.dispatchEvent(new CustomEvent("pg:swap", { bubbles: true }));
       }
     });
@@ -247,11 +274,11 @@
 
   // The list was empty, and had neither a table nor actions.
   function replaceAll(page) {
-    const fresh = page.querySelector("#changelist-form");
-    if (!fresh || !page.querySelector(TABLE)) {
+    if (!page.querySelector(TABLE)) {
       return;
     }
-    form.replaceChildren(...fresh.childNodes);
+    document.querySelector(KEYS).dataset.keys = page.querySelector(KEYS).dataset.keys;
+    form.replaceChildren(...page.querySelector("#changelist-form").childNodes);
     rowsOf(table()).forEach(remember);
     rowsOf(table()).forEach(mark);
     if (window.Actions && box(table())) {
@@ -276,20 +303,34 @@
 
   /* ---- The form of one object. ---- */
 
+  const KEPT = "pgsignals.stored";
+  const kept = window.sessionStorage.getItem(KEPT);
+  window.sessionStorage.removeItem(KEPT);
+
+  // An inline form for what is not there yet, whose defaults may be other ones each time.
+  function isNew(field) {
+    const [, prefix, number] = /^(?:initial-)?(.+?)-(\d+|__prefix__)-/.exec(field.name) || [];
+    const initial = field.form?.elements[prefix + "-INITIAL_FORMS"];
+    return Boolean(initial) && !(Number(number) < Number(initial.value));
+  }
+
   // What would be sent, as the server made it: not what somebody is typing.
   function contents(page) {
     const fields = Array.from(page.querySelectorAll("#content-main form :is(input, select, textarea)"));
-    const values = fields.filter((one) => one.name && one.name !== "csrfmiddlewaretoken" && one.type !== "submit").map((one) => [
+    const stored = fields.filter((one) => one.name && one.name !== "csrfmiddlewaretoken" && one.type !== "submit" && !isNew(one));
+    const values = stored.map((one) => [
       one.name, one.options ? Array.from(one.options).filter((each) => each.defaultSelected).map((each) => each.value)
         : /^(checkbox|radio)$/.test(one.type) ? [one.value, one.defaultChecked] : one.defaultValue]);
     const shown = Array.from(page.querySelectorAll("#content-main form .readonly"), (one) => one.textContent.trim());
-    return JSON.stringify([values, shown]);
+    return { values: JSON.stringify(values), shown: JSON.stringify(shown) };
   }
 
   function changeForm() {
     const main = document.getElementById("content-main");
-    // After a save that failed the form holds what was sent, not what is stored.
-    let stored = document.querySelector(".errornote") ? null : contents(document);
+    // After a save that failed the form holds what was sent, not what is stored: that the page before knew.
+    let stored = document.querySelector(".errornote") ? JSON.parse(kept) : contents(document);
+    let told = false; // of the object; texts like "3 minutes ago" differ without that
+    let leaving = false; // with a save, whose event may be here before the page that answers
     const place = main.querySelector("form") || main;
     const shown = sign(place);
     const warning = element("div", { className: "pg-warning", hidden: true });
@@ -297,6 +338,9 @@
     place.prepend(warning);
 
     function warn(sentence, link, href) {
+      if (leaving) {
+        return;
+      }
       const a = element("a", { href: href, textContent: link });
       warning.replaceChildren(element("p", {}, [sentence + " ", a]));
       warning.hidden = false;
@@ -307,19 +351,44 @@
       try {
         page = await pgsignals.page(window.location.href);
       } catch (error) {
-        if (error.redirected || error.status === 404) {
+        // Where the object is gone Django leads to the index, above this page; and where nobody is logged in, elsewhere.
+        if (error.status === 404 || (error.redirected && window.location.pathname.startsWith(new URL(error.redirected).pathname))) {
           warn(words.gone, words.to_list, said.list);
+        } else if (error.final) {
+          shown.show("refused");
         }
         throw error;
       }
       const now = contents(page);
+      stored = stored || now;
       warning.hidden = true;
-      if (stored !== null && now !== stored) {
-        warn(words.overtaken, words.reload, window.location.href);
+      if (now.values !== stored.values || (told && now.shown !== stored.shown)) {
+        warn(words.overtaken, words.reload, window.location.href.split("#")[0]); // with a hash it would not load
       }
-      stored = stored === null ? now : stored;
     });
-    listen(shown, news);
+    listen(shown, {
+      tell(message) {
+        told = true;
+        news.tell(message);
+      },
+      all: news.all,
+    });
+
+    window.addEventListener("submit", function (event) {
+      if (main.contains(event.target) && !event.defaultPrevented) {
+        leaving = true;
+        window.sessionStorage.setItem(KEPT, JSON.stringify(stored));
+      }
+    });
+    // The page stays, or is there again.
+    for (const kind of ["input", "pageshow"]) {
+      window.addEventListener(kind, function () {
+        if (leaving) {
+          leaving = false;
+          news.all();
+        }
+      });
+    }
   }
 
   if (form) {

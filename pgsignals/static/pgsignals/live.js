@@ -24,6 +24,7 @@
   const LONGEST_WAIT = 15000;
   const PING_EVERY = 25000;
   const ANSWER_WITHIN = 10000;
+  const ANSWER_SOON = 3000; // where there is a reason to doubt
   const GAP_SPREAD = 400;
   // The close code for who may not listen at all.
   const REFUSED = 4403;
@@ -48,7 +49,8 @@
     let socket = null;
     let attempt = 0;
     let timer = null; // of the next attempt
-    let pulse = null; // of the next ping, or of the answer to it
+    let pulse = null; // of the next ping, or of the answer to it, or of the connection
+    let spoke = 0; // when the server was called, or last spoke; by a clock that goes on while the machine sleeps
     let closed = false;
     let turnedAway = false;
     let state = null;
@@ -127,11 +129,15 @@
 
     // A connection whose other end vanished says nothing, for ever: silence is asked whether it is still there.
     function alive() {
+      spoke = Date.now();
       window.clearTimeout(pulse);
-      pulse = window.setTimeout(function () {
-        socket.send('{"ping": 1}');
-        pulse = window.setTimeout(again, ANSWER_WITHIN);
-      }, PING_EVERY);
+      pulse = window.setTimeout(() => ping(ANSWER_WITHIN), PING_EVERY);
+    }
+
+    function ping(within) {
+      window.clearTimeout(pulse);
+      socket.send('{"ping": 1}');
+      pulse = window.setTimeout(again, within);
     }
 
     function ask(topics) {
@@ -170,6 +176,7 @@
 
     function open() {
       timer = null;
+      spoke = Date.now();
       try {
         socket = new WebSocket(absolute(url));
       } catch (error) {
@@ -177,6 +184,7 @@
         again();
         return;
       }
+      pulse = window.setTimeout(again, ANSWER_WITHIN); // a browser would try for minutes
       socket.onopen = function () {
         granted.clear();
         ask(Array.from(wanted));
@@ -192,14 +200,25 @@
       socket.onclose = (event) => (event.code === REFUSED ? turnAway() : again());
     }
 
-    // A laptop that wakes, or a network that returns, need not wait for the timer.
+    // A network that returns need not wait for the timer; and what was begun over the one before may be dead.
     function atOnce() {
-      if (timer !== null) {
+      if (socket !== null && socket.readyState === WebSocket.OPEN) {
+        ping(ANSWER_SOON);
+      } else {
         window.clearTimeout(timer);
+        letGo();
         open();
       }
     }
+
+    // A laptop that wakes has slept through its pings.
+    function seen() {
+      if (!document.hidden && Date.now() - spoke > PING_EVERY + ANSWER_WITHIN) {
+        atOnce();
+      }
+    }
     window.addEventListener("online", atOnce);
+    document.addEventListener("visibilitychange", seen);
 
     become("connecting");
     open();
@@ -224,6 +243,7 @@
       close() {
         closed = true;
         window.removeEventListener("online", atOnce);
+        document.removeEventListener("visibilitychange", seen);
         window.clearTimeout(timer);
         letGo();
       },

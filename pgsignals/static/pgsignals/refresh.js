@@ -2,10 +2,10 @@
 
      const news = pgsignals.refresher(async function refresh(news) {});
      news.tell(message);   // an event of pgsignals.connect
-     news.all();           // anything may have changed
+     news.all();           // anything may have changed, also whether the server gives the page
 
    news.keys: Map of key (as text) -> operation, since the last call; news.everything: true where these may not be all.
-   Where refresh() rejects it is called again, later and later; with an error whose `final` is true it is not.
+   Where refresh() rejects it is called again, later and later; with an error whose `final` is true not before all().
 */
 "use strict";
 
@@ -83,6 +83,7 @@
       },
       all() {
         news.everything = true;
+        over = false;
         ask(FEW);
       },
     };
