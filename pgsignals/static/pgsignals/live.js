@@ -202,6 +202,9 @@
 
     // A network that returns need not wait for the timer; and what was begun over the one before may be dead.
     function atOnce() {
+      if (turnedAway) {
+        return;
+      }
       if (socket !== null && socket.readyState === WebSocket.OPEN) {
         ping(ANSWER_SOON);
       } else {
