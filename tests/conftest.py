@@ -124,8 +124,25 @@ def child_environment(transactional_db: None) -> dict[str, str]:
     }
 
 
+FAULT = "fault"
+"""What goes along with the report of a test that staged one: a row of the table at the end."""
+
+_rows: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        _rows.extend(str(text) for name, text in report.user_properties if name == FAULT)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A test that cannot run here must not look as if it had."""
+    """A test that cannot run here must not look as if it had; and faults are told in a table."""
+    if _rows:
+        terminalreporter.section("faults")
+        terminalreporter.line("| fault | recovered after, s | lost, inside announced gaps | gaps | MB more |")
+        terminalreporter.line("|---|---:|---:|---:|---:|")
+        for text in _rows:
+            terminalreporter.line(text)
     missing = {str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []) if report.longrepr}
     if missing:
         terminalreporter.section("NOT RUN", sep="!", red=True, bold=True)

@@ -1,4 +1,4 @@
-"""The server that most faults share, and the table at the end."""
+"""The server that most faults share, and what the table at the end is made of."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import FAULT
 from tests.postgres import Server
 
 from .proxy import Proxy
 from .staging import TABLE, migrate, own_server, place_of
-
-ROW = "fault"
-ROWS: list[str] = []
-"""Of the table, as they come."""
 
 
 @pytest.fixture(scope="session")
@@ -46,19 +43,4 @@ def row(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     for one in TABLE[before:]:
         text = f"| {one.fault} | {one.recovered:.2f} | {one.lost} | {one.gaps} | {one.memory:.1f} |"
-        request.node.user_properties.append((ROW, text))
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "teardown":
-        ROWS.extend(str(text) for name, text in report.user_properties if name == ROW)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if not ROWS:
-        return
-    terminalreporter.section("faults")
-    terminalreporter.line("| fault | recovered after, s | lost, inside announced gaps | gaps | MB more |")
-    terminalreporter.line("|---|---:|---:|---:|---:|")
-    for text in ROWS:
-        terminalreporter.line(text)
+        request.node.user_properties.append((FAULT, text))
