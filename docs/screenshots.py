@@ -123,10 +123,10 @@ def take(browser: Browser, url: str, name: str, picture: Picture) -> None:
     page.goto(url)
     page.goto(url + picture.path)
     page.wait_for_selector(LIVE)
+    page.wait_for_load_state("networkidle")
     picture.before(page)
     page.mouse.move(0, 0)
     page.evaluate("document.activeElement.blur()")
-    page.wait_for_load_state("networkidle")
     page.screenshot(path=IMAGES / f"{name}.png", full_page=picture.whole)
     page.close()
 
