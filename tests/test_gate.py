@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from django.test import override_settings
 
 from pgsignals import PgEvent, on_pg_event
 from pgsignals.durable import gate as gate_module
@@ -15,24 +16,15 @@ from pgsignals.durable.line import Line
 from pgsignals.durable.tail import Tail
 from pgsignals.listening.running import build
 from pgsignals.signals import pg_event
-from pgsignals.tables import LOG
 
 from .conftest import Listener
 from .ledger.models import Account
 from .relaying import Box, Running, Tap, relaying
-from .working import alone, clear_log, until
+from .working import alone, bell, until
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("alone")]
 
-__all__ = ["alone"]
-
-
-@pytest.fixture
-def bell(transactional_db: object) -> Iterator[Listener]:
-    clear_log()
-    listening = Listener(LOG)
-    yield listening
-    listening.connection.close()
+__all__ = ["alone", "bell"]
 
 
 @pytest.fixture
@@ -119,6 +111,13 @@ def test_behind_a_pooler_the_gate_is_left_to_the_writers(bell: Listener, reader:
     reader.is_direct = False
     gate = Gate(reader)
     gate.shut()
+    Account.objects.create()
+    assert len(ringers(bell)) == 1
+
+
+def test_where_writers_ring_by_another_policy_the_gate_is_left_alone(bell: Listener, reader: Line) -> None:
+    with override_settings(PGSIGNALS={"WAKE_UP": "every_commit"}):
+        Gate(reader).shut()
     Account.objects.create()
     assert len(ringers(bell)) == 1
 

@@ -11,23 +11,16 @@ from django.db import connection, transaction
 from pgsignals import publish
 from pgsignals.durable.schema import GATE
 from pgsignals.models import LogEntry
-from pgsignals.tables import LOG
 
 from .conftest import Listener, connect
 from .ledger.models import Account
-from .working import clear_log
+from .working import bell, clear_log
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
+__all__ = ["bell"]
+
 INSERT = "INSERT INTO ledger_account (owner, balance, note) VALUES ('x', 1, '')"
-
-
-@pytest.fixture
-def bell(transactional_db: object) -> Iterator[Listener]:
-    clear_log()
-    listening = Listener(LOG)
-    yield listening
-    listening.connection.close()
 
 
 @pytest.fixture

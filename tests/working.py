@@ -15,6 +15,7 @@ from pgsignals.durable.workers import Workers, chosen_groups
 from pgsignals.receivers import registry
 from pgsignals.tables import DEAD, DELAYED, GROUP, LOG, PARKED, PARTITION, PROCESSED, WORKER
 
+from .conftest import Listener
 from .ledger.models import Account
 from .relaying import only_receivers_of_this_test
 
@@ -34,6 +35,15 @@ def alone(transactional_db: object) -> Iterator[None]:
     with only_receivers_of_this_test():
         yield
     clear_log()
+
+
+@pytest.fixture
+def bell(transactional_db: object) -> Iterator[Listener]:
+    """Who listens to the bell of a log that is empty."""
+    clear_log()
+    listening = Listener(LOG)
+    yield listening
+    listening.connection.close()
 
 
 def owners(*names: str) -> None:

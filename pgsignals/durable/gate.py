@@ -7,6 +7,7 @@ whoever finds many events at a look keeps the gate itself until the next look, a
 
 from __future__ import annotations
 
+from .. import conf
 from ..tables import LOG
 from .line import Line
 from .reading import one
@@ -35,12 +36,15 @@ _LAZY = "SET synchronous_commit = off"
 
 
 class Gate:
-    """For one connection, in autocommit. Through a pooler, which would hand the lock to others, it does nothing."""
+    """For one connection, in autocommit.
+
+    It does nothing through a pooler, which would hand the lock to others, nor where writers ring by another policy.
+    """
 
     def __init__(self, connection: Line) -> None:
         self._connection = connection
         self._is_shut = False
-        self._is_ours = connection.is_direct
+        self._is_ours = connection.is_direct and conf.get().WAKE_UP == "gated"
         self._timeout: str | None = None
         """What idle_session_timeout is otherwise."""
 

@@ -129,34 +129,30 @@ class Tail(Companion):
 
     def _follow(self, connection: Line) -> None:
         rhythm, poll = Rhythm(self.bell), conf.get().LOG_POLL
-        gate = Gate(connection) if conf.get().WAKE_UP == "gated" else None
+        gate = Gate(connection)
         while not self._stopping.is_set():
             rhythm.begin()
             found, more, events = self._look(connection)
-            if gate is not None:
-                gate.open()
+            gate.open()
             if events:
                 self._deliver(*events)
-            if gate is not None and found >= MANY:
+            if found >= MANY:
                 # Not before: the event loop may take its time.
                 gate.shut()
             if found:
                 rhythm.found(found, more=more)
             else:
                 rhythm.found_nothing(lambda: poll)
-        if gate is not None:
-            gate.open()
+        gate.open()
 
     def _look(self, connection: Line) -> tuple[int, bool, tuple[list[PgEvent], int] | None]:
         """How many rows it found, whether there may be more, and their events with their size."""
         position = self._position
-        if position.is_done:
-            # Before the question whether anybody takes events: whoever begins to misses none from then on.
-            horizon = reading.horizon(connection)
-            wanted = self._is_wanted()
+        # Before the question whether anybody takes events: whoever begins to misses none from then on.
+        horizon = reading.horizon(connection) if position.is_done else None
+        wanted = self._is_wanted()
+        if horizon is not None:
             position = reading.opened(connection, position, horizon)
-        else:
-            wanted = self._is_wanted()
         query, given = reading.query(position, _AT_ONCE if wanted else MANY)
         rows = connection.execute(query, given).fetchall()
         if not wanted:

@@ -55,6 +55,8 @@
     let turnedAway = false;
     let state = null;
 
+    const isOpen = () => socket !== null && socket.readyState === WebSocket.OPEN;
+
     function call(name, argument) {
       if (!closed && handlers[name]) {
         handlers[name](argument);
@@ -205,7 +207,7 @@
       if (turnedAway) {
         return;
       }
-      if (socket !== null && socket.readyState === WebSocket.OPEN) {
+      if (isOpen()) {
         ping(ANSWER_SOON);
       } else {
         window.clearTimeout(timer);
@@ -232,14 +234,14 @@
         if (turnedAway) {
           refuse(more);
         }
-        if (more.length && socket !== null && socket.readyState === WebSocket.OPEN) {
+        if (more.length && isOpen()) {
           ask(more);
         }
       },
       unsubscribe(topics) {
         const gone = topics.filter((topic) => wanted.delete(topic));
         [granted, before, heard].forEach((one) => gone.forEach((topic) => one.delete(topic)));
-        if (gone.length && socket !== null && socket.readyState === WebSocket.OPEN) {
+        if (gone.length && isOpen()) {
           socket.send(JSON.stringify({ unsubscribe: gone }));
         }
       },
