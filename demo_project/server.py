@@ -16,10 +16,13 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -149,8 +152,8 @@ class Server:
     def _run(self, program: str, *arguments: str) -> None:
         # Output goes to a file: a server that inherits a pipe keeps it open, and the reader waits for ever.
         # A session of its own: Ctrl-C goes to all processes of the terminal, and would end the server before us.
-        with tempfile.TemporaryFile("w+") as output:
-            process = subprocess.Popen(  # noqa: S603 - programs and arguments are our own
+        with tempfile.TemporaryFile("w+") as output, _interrupts_wait():
+            status = subprocess.call(  # noqa: S603 - programs and arguments are our own
                 [str(self._programs / program), "-D", str(self.data), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -161,23 +164,30 @@ class Server:
                 group=_system_group(),
                 extra_groups=None if _system_user() is None else [],
             )
-            if _wait(process):
+            if status:
                 output.seek(0)
                 raise ServerError(f"{program} failed for the data in {self.data}:\n{output.read().strip()}")
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Its status. Ctrl-C waits until it is done: a server that is half started is one that nobody could stop."""
-    interrupted = False
-    while True:
-        try:
-            status = process.wait()
-            break
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
-    return status
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C and its like come at the end: a server that is half started is one that nobody could stop.
+
+    Also while the program is being started: a KeyboardInterrupt inside Popen leaves a process that nobody knows of.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    # What is ignored, or ends the process without a word, remains so.
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    try:
+        for number in before:
+            signal.signal(number, lambda number, _frame: came.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 def _system_user() -> str | None:

@@ -15,11 +15,13 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 
+from demo_project import server
 from demo_project.flights import day
 from demo_project.flights.clock import Clock
 
@@ -298,6 +300,14 @@ def data() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture
+def empty() -> Iterator[Path]:
+    """Such a folder in which no server has been yet."""
+    folder = Path(tempfile.mkdtemp(prefix="pgs-demo-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
 def still_running(data: Path) -> list[str]:
     """The command lines of processes that name a folder, or were started with its name."""
     found = []
@@ -398,6 +408,35 @@ def test_ctrl_c_before_the_page_is_up_ends_as_cleanly(data: Path) -> None:
     deadline = time.monotonic() + 30
     while still_running(data):  # a server that was being started is told to end, and takes a moment
         assert time.monotonic() < deadline, still_running(data)
+
+
+@pytest.mark.parametrize("program", ["initdb", "pg_ctl"])
+def test_ctrl_c_at_the_moment_a_program_starts_leaves_nothing_behind(
+    empty: Path, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python is inside Popen then: the process is there, and nobody has its number yet."""
+    monkeypatch.setenv("PGSIGNALS_DEMO_DATA", str(empty))
+    real = subprocess.Popen
+    interrupted = []
+
+    class Interrupted(real):  # type: ignore[type-arg, misc]
+        def __init__(self, command: list[str], **options: Any) -> None:
+            super().__init__(command, **options)
+            if Path(command[0]).name == program and not interrupted:
+                interrupted.append(program)
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    ours = server.Server()
+    with pytest.raises(KeyboardInterrupt):
+        ours.start()
+    ours.stop()
+    assert interrupted
+    assert still_running(empty) == []
+    again = server.Server()
+    again.start()
+    again.stop()
+    assert still_running(empty) == []
 
 
 def test_a_database_that_cannot_be_used_is_one_clear_line() -> None:
