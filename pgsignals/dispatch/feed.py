@@ -54,6 +54,8 @@ class Feed:
         self._registry = registry
         self._is_async = is_async
         self._wants = wants
+        self.is_alone = False
+        """Whether nothing that was taken comes after the run."""
         self._later = 0
         """Events that were taken, and are in no run yet."""
         self._run: Iterator[Argument] = iter(())
@@ -69,9 +71,11 @@ class Feed:
         self._taken_since = self.buffer.oldest
         items = self.buffer.take()
         if len(items) == 1 and (run := self._of_one(items[0])) is not None:
+            self.is_alone = True
             yield run
             self._taken_since = None
             return
+        self.is_alone = False
         self._later = sum(len(item) for item in items if not isinstance(item, Gap))
         for item in items:
             if isinstance(item, Gap):

@@ -94,7 +94,7 @@ class Looped:
 
     async def _work_once(self, number: int) -> None:
         if (run := self._next_run()) is not None:
-            if self._idle or len(self._tasks) < self._most:
+            if not self.feed.is_alone and (self._idle or len(self._tasks) < self._most):
                 self._more()
             await self._work_off(number, *run)
         elif self._last_used is not None and not self._running:

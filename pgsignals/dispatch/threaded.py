@@ -61,8 +61,10 @@ class Threaded:
         """There is something to do."""
         with self._lock:
             if self._ring != _CLOSED:
-                with suppress(BlockingIOError):  # it is full, and so the thread will look
+                try:
                     os.write(self._ring, b"!")
+                except BlockingIOError:  # it is full, and so the thread will look
+                    pass
 
     async def stop(self, within: float | None) -> None:
         """Let the running receiver finish."""

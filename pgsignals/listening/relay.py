@@ -433,7 +433,12 @@ class Relay:
     # What arrives, and who is told.
 
     def _put(self, events: Sequence[PgEvent], size: int) -> None:
-        self._to_sinks(lambda sink: sink.put(events, size))
+        # As `_to_sinks` has it, without a function to call: this is what an event waits for.
+        for sink in self.sinks:
+            try:
+                sink.put(events, size)
+            except Exception:
+                self._failed(sink)
 
     def _deliver(self, events: Sequence[PgEvent], size: int) -> None:
         """From a companion's thread, which waits: what it reads must not pile up while the event loop is held up."""
@@ -463,4 +468,7 @@ class Relay:
             try:
                 tell(sink)
             except Exception:
-                logger.exception("The sink %s failed, and has missed something.", type(sink).__name__)
+                self._failed(sink)
+
+    def _failed(self, sink: Sink) -> None:
+        logger.exception("The sink %s failed, and has missed something.", type(sink).__name__)
