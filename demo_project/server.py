@@ -176,9 +176,9 @@ def _interrupts_wait() -> Iterator[None]:
     Also while the program is being started: a KeyboardInterrupt inside Popen leaves a process that nobody knows of.
     """
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     # What is ignored, or ends the process without a word, remains so.
-    before = {number: handler for number, handler in before.items() if callable(handler)}
+    before = {number: handler for number, handler in found.items() if callable(handler)}
     try:
         for number in before:
             signal.signal(number, lambda number, _frame: came.append(number))
@@ -186,8 +186,8 @@ def _interrupts_wait() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in came[:1]:
-        signal.raise_signal(number)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def _system_user() -> str | None:
