@@ -35,31 +35,27 @@ class Decoding:
         return self._decoder.logged(as_log_row(row), self._group)
 
     def wanted(self, rows: Sequence[Row]) -> tuple[list[Wanted], int | None]:
-        """Those that receivers want; and the place of the first of a format that only newer code knows."""
+        """Those that receivers want; and the place of the first of a format that only newer code knows.
+
+        What is of a model that this project has not, or cannot be read, is left out.
+        """
         wanted: list[Wanted] = []
+        decode, group, receivers = self._decoder.logged, self._group, self._handler.receivers
+        # Each function that is called here is called for every event of every group.
         for place, row in enumerate(rows):
             try:
-                event = self._readable(row)
+                event = decode(row[:7], group)
+            except UnknownLabel:
+                continue
             except wire.UnknownVersion as error:
-                self.say_once("The group %r waits at event %d: %s.", self._group, row[0], error)
+                self.say_once("The group %r waits at event %d: %s.", group, row[0], error)
                 return wanted, place
-            if event is not None and self._handler.receivers(event):
+            except wire.WireError as error:
+                logger.error("The log's row %d cannot be read, and is left out for group %r: %s", row[0], group, error)
+                continue
+            if receivers(event):
                 wanted.append((row, event))
         return wanted, None
-
-    def _readable(self, row: Row) -> PgEvent | None:
-        """None for a model that this project has not, and for what cannot be read. Raises UnknownVersion."""
-        try:
-            return self.event(row)
-        except UnknownLabel:
-            return None
-        except wire.UnknownVersion:
-            raise
-        except wire.WireError as error:
-            logger.error(
-                "The log's row %d cannot be read, and is left out for group %r: %s", row[0], self._group, error
-            )
-            return None
 
     def say_once(self, text: str, *arguments: object) -> None:
         """An error that would be said in each round."""

@@ -515,6 +515,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--wake-up", choices=[*WAKE_UPS, "any"], default="any")
     given = parser.parse_args()
+    # Its server and its workers do not outlive it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     broken = 0
     for seed in range(given.seed, given.seed + given.histories):
         broken += run(given.seconds, seed, WAKE_UPS[seed % 3] if given.wake_up == "any" else given.wake_up)
