@@ -93,3 +93,43 @@ def test_no_look_is_compiled_first() -> None:
     with reading.connect("default", "pgsignals test") as own:
         plan = [line for (line,) in own.execute(f"EXPLAIN ANALYZE {reading.SNAPSHOT}").fetchall()]
     assert not [line for line in plan if "JIT" in line], plan
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "newest", "settled"),
+    [
+        ("20:20:", 15, "16:16:"),
+        ("20:20:", 19, "20:20:"),
+        ("20:20:", 30, "20:20:"),
+        ("12:20:12,15,18", 16, "12:17:12,15"),
+        ("12:20:12,15,18", 11, "12:12:"),
+        ("12:20:12,15,18", 5, "6:6:"),
+    ],
+)
+def test_a_settled_snapshot_knows_nobody_who_is_younger_than_the_newest_event(
+    snapshot: str, newest: int, settled: str
+) -> None:
+    assert reading.settled(snapshot, newest) == settled
+
+
+def test_from_a_settled_position_nothing_is_read_twice_and_nothing_is_missed() -> None:
+    position, newest = now(), 0
+    with connect() as early, connect() as late, connect() as other:
+        for slow in (early, late):
+            slow.autocommit = False
+        early.execute("SELECT pg_current_xact_id()")
+        other.execute(INSERT, ["1"])
+        ((newest,),) = other.execute("SELECT max(xid::text::bigint) FROM pgsignals_log").fetchall()
+        late.execute("SELECT pg_current_xact_id()")
+        other.execute("SELECT pg_current_xact_id()")
+        seen, position = owners(position)
+        assert [one.split('"')[1] for one in seen] == ["1"]
+        settled = reading.settled(position.since, newest)
+        position = reading.Position(settled, 0, settled, 0, position.until_ceiling)
+        assert reading.age(settled) < reading.age(now().since)
+        assert owners(position)[0] == []
+        early.execute(INSERT, ["2"])
+        late.execute(INSERT, ["3"])
+        for slow in (early, late):
+            slow.commit()
+        assert [one.split('"')[1] for one in owners(position)[0]] == ["2", "3"]

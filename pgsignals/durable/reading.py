@@ -70,6 +70,19 @@ def age(snapshot: str) -> tuple[int, int]:
     return int(xmax), -len(running.split(",")) if running else 0
 
 
+def settled(snapshot: str, newest: int) -> str:
+    """A snapshot at which nothing was over that is younger than the newest transaction of which an event was read.
+
+    For who keeps a position in memory while the server may crash. It then forgets the youngest transactions whose
+    commits waited for no disk, and gives their ids out again, as a standby does that takes over; what these write would
+    look as if it had been read. No event was written by those left out, so none is read twice.
+    """
+    _, xmax, running = snapshot.split(":")
+    end = min(int(xmax), newest + 1)
+    younger = [one for one in running.split(",") if one and int(one) < end]
+    return f"{min([*map(int, younger), end])}:{end}:{','.join(younger)}"
+
+
 @dataclass(frozen=True, slots=True)
 class Horizon:
     """A snapshot, and where the ids stood after it."""
@@ -84,6 +97,7 @@ class Horizon:
 
 _LAST = f"(SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {IDS})"
 LAST = f"SELECT {_LAST}"
+NEWEST = f"SELECT coalesce((SELECT xid::text FROM {LOG} ORDER BY {LOG}.xid DESC LIMIT 1), '0')"
 # A statement's snapshot is taken before anything in it is evaluated.
 SNAPSHOT = f"SELECT pg_current_snapshot()::text, {_LAST}"
 

@@ -1,8 +1,9 @@
 """The log's events for those who have no group: plain receivers, `pg_event`, Channels, `listen --print`.
 
 Every relay reads the log from the moment on at which it listens, with a position in memory: at most once, as for fast
-events. A connection that is lost meanwhile loses nothing, for the position is kept. Where nobody takes events it only
-looks whether there are any, and keeps the bells down all the same (see gate).
+events. A connection that is lost meanwhile loses nothing, for the position is kept, in a form that outlives a crash of
+the server (see `reading.settled`). Where nobody takes events it only looks whether there are any, and keeps the bells
+down all the same (see gate).
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ class Tail(Companion):
     _beginning: Beginning | None
     """Until the log has been looked at."""
     _position: Position
+    _newest: int
+    """The id of the youngest transaction of which an event was read."""
 
     def __init__(self, database: str, is_wanted: Callable[[], bool] = lambda: True) -> None:
         self.database = database
         self._is_wanted = is_wanted
         self.bell = Bell()
         self._decoder = Decoder(database)
+        self._seen = ""
+        """The snapshot up to which this connection has read."""
         self._connection: Line | None = None
         self._stopping = threading.Event()
         self._said = ""
@@ -105,6 +110,7 @@ class Tail(Companion):
         """A connection, where there is a log that was ever written to."""
         if self._connection is None:
             self._connection = reading.connect(self.database, "pgsignals log")
+            self._seen = ""
         connection = self._connection
         if reading.one(connection.execute("SELECT pg_catalog.to_regclass(%s)", [LOG]))[0] is None:
             self._close()
@@ -113,6 +119,8 @@ class Tail(Companion):
             identity.recognise(connection)
             if identity.stamped_since(connection, self._beginning.at):
                 self._position = reading.horizon(connection).position()
+            # After the position, so that what was over then is among them.
+            self._newest = int(reading.one(connection.execute(reading.NEWEST))[0])
             self._beginning = None
         if reading.one(connection.execute(reading.LAST))[0] == 0:
             self._close()
@@ -152,15 +160,23 @@ class Tail(Companion):
         horizon = reading.horizon(connection) if position.is_done else None
         wanted = self._is_wanted()
         if horizon is not None:
+            if horizon.snapshot == self._seen:
+                return 0, False, None
             position = reading.opened(connection, position, horizon)
         query, given = reading.query(position, _AT_ONCE if wanted else MANY)
         rows = connection.execute(query, given).fetchall()
         if not wanted:
-            # Nobody reads what is in them.
-            self._position = position.done()
+            # Nobody reads what is in them; nor will he who takes events from now on.
+            self._position, self._seen = position.done(), position.until
+            self._newest = max(self._newest, reading.age(position.until)[0] - 1)
             return len(rows), False, None
         more = len(rows) == _AT_ONCE
-        self._position = position.at(rows[-1][0]) if more else position.done()
+        self._newest = max([self._newest, *(int(row[1]) for row in rows)])
+        if more:
+            self._position = position.at(rows[-1][0])
+        else:
+            settled = reading.settled(position.until, self._newest)
+            self._position, self._seen = Position(settled, 0, settled, 0, position.until_ceiling), position.until
         events = self._decoded(rows, (position.since, position.until))
         size = sum(len(row[5]) + len(row[6]) for row in rows)
         return len(rows), more, (events, size) if events else None

@@ -112,8 +112,8 @@ def servers() -> Iterator[Any]:
     """Makes servers, which end with the test."""
     made: list[Server] = []
 
-    def make() -> Server:
-        made.append(own_server())
+    def make(options: str = "") -> Server:
+        made.append(own_server(options=options))
         return made[-1]
 
     yield make
@@ -194,6 +194,50 @@ def test_a_promoted_standby_just_goes_on(servers: Any) -> None:
     standby._run("pg_ctl", "-D", str(standby.data), "-w", "promote")
     assert "another cluster" not in goes_on(place_of(standby))
     assert effects(place_of(standby)).count("streamed") == 1
+
+
+PLAIN = """
+import django
+django.setup()
+from django.core.management import call_command
+from pgsignals import on_pg_event
+from tests.ledger.models import Account
+
+@on_pg_event(Account, "insert")
+def hear(event):
+    print("heard", event.new["owner"], flush=True)
+
+call_command("listen", "--no-channels")
+"""
+
+
+def test_transaction_ids_that_a_crash_gives_out_again_hide_no_event(servers: Any) -> None:
+    """Of transactions whose commits waited for no disk; a relay that lives on has seen them as over."""
+    server = servers("-c wal_writer_delay=10s -c wal_writer_flush_after=64MB").start()
+    place = place_of(server)
+    migrate(place)
+    with running([sys.executable, "-c", PLAIN], environment(place, LOG_POLL=0.05)) as relay:
+        relay.wait_for("Listening to")
+        write(place, "first")
+        relay.wait_for("heard first")
+        with psycopg.connect(**place, autocommit=True) as session:
+            session.execute("SET synchronous_commit = off")
+            session.execute("CREATE TEMPORARY TABLE forgotten (id xid8)")
+            for _ in range(500):
+                session.execute("INSERT INTO forgotten VALUES (pg_current_xact_id())")
+            ((forgotten, now),) = session.execute("SELECT max(id::text::bigint), clock_timestamp() FROM forgotten")
+        reader = "SELECT FROM pg_stat_activity WHERE application_name = 'pgsignals log'"
+        for _ in range(2):
+            # The look that runs at the moment may have begun before.
+            until(place, f"EXISTS ({reader} AND query_start > '{now}')")
+            ((now,),) = execute(place, "SELECT clock_timestamp()")
+        server.stop("immediate")
+        server.start()
+        relay.wait_for("Connected again")
+        ((following,),) = execute(place, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        assert following < forgotten, "the crash has forgotten nothing"
+        write(place, "again")
+        relay.wait_for("heard again")
 
 
 def until(place: dict[str, Any], condition: str) -> None:
