@@ -70,11 +70,15 @@ class Feed:
         """The runs for all that waits now, lazily: each is made when the one before has been done."""
         self._taken_since = self.buffer.oldest
         items = self.buffer.take()
-        if len(items) == 1 and (run := self._of_one(items[0])) is not None:
-            self.is_alone = True
-            yield run
-            self._taken_since = None
-            return
+        # A single event with a single receiver: what comes when little happens, and nobody should wait.
+        if len(items) == 1 and items[0].__class__ is list and len(items[0]) == 1:
+            now = (self._registry.version, bool(pg_event.receivers))
+            matched = self._known.get(items[0][0]._source) if now == self._known_for else None
+            if matched is not None and len(matched.each) == 1 and not matched.batched:
+                self.is_alone, self._run = True, iter(items[0])
+                yield matched.each[0], self._run
+                self._taken_since = None
+                return
         self.is_alone = False
         self._later = sum(len(item) for item in items if not isinstance(item, Gap))
         for item in items:
@@ -85,17 +89,6 @@ class Feed:
                 yield from self._of_events(item)
         yield from self._of_batches()
         self._taken_since = None
-
-    def _of_one(self, item: Sequence[PgEvent] | Gap) -> Run | None:
-        """The run of a single event with a single receiver: what comes when little happens, and nobody should wait."""
-        if isinstance(item, Gap) or len(item) != 1:
-            return None
-        self._forget_what_changed()
-        matched = self._known.get(item[0]._source)
-        if matched is None or len(matched.each) != 1 or matched.batched:
-            return None
-        self._run = iter(item)
-        return matched.each[0], self._run
 
     def waiting(self) -> tuple[int, float]:
         """How many events wait, and for how many seconds the oldest has."""

@@ -79,7 +79,8 @@ class ReceiversSink(Sink):
             self._see_who_waits()
         if self._for_threads or pg_event.receivers:
             self._for_thread.put(events, size)
-            self._wake_thread()
+            if self._waking is None:
+                self._wake_thread()
         if self._for_loops:
             self._for_loop.put(events, size)
             self.looped.wake()
@@ -90,12 +91,12 @@ class ReceiversSink(Sink):
 
     def _wake_thread(self) -> None:
         """The first of a burst at once, and then now and then: two threads that take turns are slower than one."""
-        if self._waking is not None:
-            return
         now = time.monotonic()
         if self._loop is None or now - self._woken >= _WAKE_EVERY:
             self._woken = now
             self.threaded.wake()
+            # Gives the interpreter away for a moment: the thread need not wait until the event loop has come to rest.
+            time.sleep(0)
         else:
             self._waking = self._loop.call_later(_WAKE_EVERY, self._wake_later)
 

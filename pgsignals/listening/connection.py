@@ -363,18 +363,15 @@ class ListeningConnection:
             # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
         if batch:
-            self._hand_on(batch)
+            self.last_arrival = time.monotonic()
+            try:
+                self._take(batch)
+            except Exception:
+                # An event loop would log it and go on, as if nothing had been lost.
+                logger.exception("What arrived could not be handled. The connection is replaced.")
+                self._lose("what arrived could not be handled")
         if not self._closed and self._pgconn.status == pq.ConnStatus.BAD:
             self._lose(self._last_notice or "the server closed the connection")
-
-    def _hand_on(self, batch: list[Notification]) -> None:
-        self.last_arrival = time.monotonic()
-        try:
-            self._take(batch)
-        except Exception:
-            # An event loop would log it and go on, as if nothing had been lost.
-            logger.exception("What arrived could not be handled. The connection is replaced.")
-            self._lose("what arrived could not be handled")
 
     def _hand_over(self, one: pq.PGnotify) -> None:
         self.last_arrival = time.monotonic()
