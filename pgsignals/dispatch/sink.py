@@ -77,13 +77,13 @@ class ReceiversSink(Sink):
         """Hand the events on where somebody waits for them."""
         if self._known_for != self.registry.version:
             self._see_who_waits()
+        if self._for_loops:
+            self._for_loop.put(events, size)
+            self.looped.wake()
         if self._for_threads or pg_event.receivers:
             self._for_thread.put(events, size)
             if self._waking is None:
                 self._wake_thread()
-        if self._for_loops:
-            self._for_loop.put(events, size)
-            self.looped.wake()
 
     def takes(self) -> bool:
         """Whether a receiver, or the signal's, waits for any."""
@@ -95,7 +95,8 @@ class ReceiversSink(Sink):
         if self._loop is None or now - self._woken >= _WAKE_EVERY:
             self._woken = now
             self.threaded.wake()
-            # Gives the interpreter away for a moment: the thread need not wait until the event loop has come to rest.
+            # Steps aside for an instant (tens of microseconds, once a millisecond at most): otherwise the thread waits
+            # for the interpreter until the event loop has come to rest, which takes longer.
             time.sleep(0)
         else:
             self._waking = self._loop.call_later(_WAKE_EVERY, self._wake_later)
