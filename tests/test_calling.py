@@ -192,6 +192,26 @@ def test_one_async_receiver_that_waits_does_not_hold_up_the_others() -> None:
         assert box.wait(5)[4] == 0
 
 
+def test_an_event_that_comes_by_itself_is_handled_while_the_one_before_it_still_waits() -> None:
+    """Each is alone when it comes: nothing then has another task look for more."""
+    begun, box, release = Box(), Box(), threading.Event()
+
+    @on_pg_event("app_events")
+    async def waits_for_the_second(event: PgEvent) -> None:
+        begun.put(event.payload)
+        while event.payload == 2 and not release.is_set():
+            await asyncio.sleep(0.005)
+        box.put(event.payload)
+
+    with relaying():
+        for number in range(6):
+            publish("app_events", number)
+            begun.wait(number + 1)
+        assert box.wait(5) == [0, 1, 3, 4, 5]
+        release.set()
+        assert box.wait(6)[5] == 2
+
+
 # What is counted, and said.
 
 

@@ -116,9 +116,10 @@ class Looped:
         """The run from which another task takes already, or the next one."""
         if self._run is not None and operator.length_hint(self._run[1]):
             return self._run
-        if self._runs is None and self.feed.buffer:
-            self._runs = self.feed.runs()
         self._run = None if self._runs is None else next(self._runs, None)
+        if self._run is None and self.feed.buffer:
+            self._runs = self.feed.runs()
+            self._run = next(self._runs, None)
         if self._run is None:
             self._runs = None
         return self._run
