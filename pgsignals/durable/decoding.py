@@ -44,7 +44,7 @@ class Decoding:
         # Each function that is called here is called for every event of every group.
         for place, row in enumerate(rows):
             try:
-                event = decode(row[:7], group)
+                event = decode(as_log_row(row), group)
             except UnknownLabel:
                 continue
             except wire.UnknownVersion as error:

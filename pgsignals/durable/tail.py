@@ -24,7 +24,7 @@ from ..tables import LOG
 from . import identity, reading
 from .gate import MANY, Gate
 from .line import Line
-from .reading import Position
+from .reading import Horizon, Position
 from .rhythm import Bell, Rhythm
 
 logger = logging.getLogger("pgsignals.durable")
@@ -62,7 +62,7 @@ class Tail(Companion):
     def start(self, deliver: Deliver, beginning: Beginning) -> None:
         """Start the thread."""
         self._deliver, self._beginning = deliver, beginning
-        self._position = Position(beginning.snapshot, 0, beginning.snapshot, 0, 0)
+        self._position = Horizon(beginning.snapshot, 0).position()
         self._thread.start()
 
     def ring(self) -> None:
@@ -176,7 +176,7 @@ class Tail(Companion):
             self._position = position.at(rows[-1][0])
         else:
             settled = reading.settled(position.until, self._newest)
-            self._position, self._seen = Position(settled, 0, settled, 0, position.until_ceiling), position.until
+            self._position, self._seen = Horizon(settled, position.until_ceiling).position(), position.until
         events = self._decoded(rows, (position.since, position.until))
         size = sum(len(row[5]) + len(row[6]) for row in rows)
         return len(rows), more, (events, size) if events else None
@@ -185,7 +185,7 @@ class Tail(Companion):
         events: list[PgEvent] = []
         for row in rows:
             try:
-                events.append(self._decoder.logged(row[:7], window=window))
+                events.append(self._decoder.logged(reading.as_log_row(row), window=window))
             except UnknownLabel:
                 continue
             except wire.WireError as error:
