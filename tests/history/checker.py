@@ -8,7 +8,8 @@ history of the key is printed, where a promise was broken:
 - nothing committed is missing from any group, and nothing that was rolled back is in one;
 - what atomic groups wrote is there exactly once, in the order of each key;
 - what default groups saw twice, a fault explains: one that befell who saw it first, or the server, between the first
-  time and the second. That a worker is told to end explains nothing;
+  time and the second; or a session that was ended before the first time, and the worker says after it that it noticed.
+  That a worker is told to end explains nothing;
 - in every group the events of a key were seen for the first time in the order of their writes;
 - no event was given up, and each event's attempts are at an end: nothing is parked or left unread.
 
@@ -48,6 +49,13 @@ STALLED_AFTER = 60.0
 """Seconds in which nothing more is handled, although there is something left."""
 LEASE = 2.0
 """Seconds, as in the settings."""
+ENDS_SESSIONS = {"backends_killed", "server_crashed"}
+"""Faults that a worker may notice only when it next asks for something: after the piece that it is handling."""
+NOTICED = ("with a new connection", "could not give its partitions back")
+"""What it says then."""
+DIES_WITHIN = 0.5
+"""Seconds from when a process says that it will kill itself; its other threads go on until then."""
+_WORKER = re.compile(r"The worker [^ :]*:(\d+):(\w+):")
 
 
 class Writer:
@@ -190,7 +198,18 @@ class Fault(NamedTuple):
     ended: float
     kind: str
     pid: int | None = None
-    """Of the worker that it befell; None where it befell all."""
+    """Of the process that it befell; None where it befell all."""
+    group: str | None = None
+    """Of the worker in it; None where it befell all of them."""
+
+
+class Said(NamedTuple):
+    """A line of a worker's."""
+
+    at: float
+    pid: int
+    group: str
+    text: str
 
 
 class History:
@@ -354,13 +373,26 @@ class History:
         ((groups,),) = self.execute("SELECT count(*) FROM pgsignals_group")
         return left == 0 and groups == len(GROUPS)
 
-    def takeovers(self) -> Iterator[Fault]:
-        """When a worker found that another had taken over what it was working on."""
+    def said(self) -> Iterator[Said]:
+        """What the workers told, in the order in which they did."""
         with open(self.log.name, errors="replace") as log:
             for line in log:
-                if "has lost partitions" in line and (pid := re.search(r"The worker [^ :]*:(\d+):", line)):
+                if who := _WORKER.search(line):
                     moment = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
-                    yield Fault(moment - 3 * LEASE, moment, "takeover", int(pid[1]))
+                    yield Said(moment, int(who[1]), who[2], line)
+
+    def takeovers(self) -> Iterator[Fault]:
+        """When a worker found that another had taken over what it was working on."""
+        for said in self.said():
+            if "has lost partitions" in said.text:
+                yield Fault(said.at - 3 * LEASE, said.at, "takeover", said.pid, said.group)
+
+    def noticed(self) -> Iterator[Fault]:
+        """From when sessions were ended until a worker noticed, who may have handled a whole piece meanwhile."""
+        for said in self.said():
+            ended = [one for one in self.faults if one.kind in ENDS_SESSIONS and one.began <= said.at]
+            if ended and any(text in said.text for text in NOTICED):
+                yield Fault(ended[-1].began, said.at, "noticed", said.pid, said.group)
 
     def close(self) -> None:
         for process in self.workers:
@@ -390,9 +422,10 @@ class Verdict:
         )
         # On a machine that is too slow leases run out by themselves; whoever lost one says so.
         self.takeovers = list(history.takeovers())
-        own = [Fault(row[6], row[6], "in a receiver", row[5]) for row in seen if row[0] == "fault"]
+        own = [Fault(row[6], row[6] + DIES_WITHIN, "in a receiver", row[5]) for row in seen if row[0] == "fault"]
         told = [one for one in history.faults if one.kind != "worker_ended"]
-        self.faults = [*told, *own, *self.takeovers]
+        self.faults = [*told, *own, *self.takeovers, *history.noticed()]
+        self.said = list(history.said())
         self.in_receivers = len(own)
         self.seen: dict[str, list[Any]] = {name: [row for row in seen if row[0] == name] for name in GROUPS}
         dead = history.execute("SELECT group_name, event_id, error FROM pgsignals_dead")
@@ -427,18 +460,28 @@ class Verdict:
                 self.duplicates[group] += 1
                 if group in ATOMIC:
                     self.broken.append(f"{group}: event {number} was done twice")
-                elif not self._is_explained(one, other):
+                elif not self._is_explained(group, one, other):
                     self.broken.append(
                         f"{group}: event {number} came twice, to {one[5]} at {one[6]:.2f} and to {other[5]} at "
-                        f"{other[6]:.2f}, and no fault explains it"
+                        f"{other[6]:.2f}, and no fault explains it{self._around(one, other)}"
                     )
 
-    def _is_explained(self, one: Any, other: Any) -> bool:
-        """By what befell the server, or a worker that had it. (That a session was ended is noticed a bit later.)"""
+    def _is_explained(self, group: str, one: Any, other: Any) -> bool:
+        """By what befell the server, or a worker that had it."""
         return any(
-            fault.began <= other[6] and fault.ended >= one[6] - 0.5 and fault.pid in (None, one[5], other[5])
+            fault.began <= other[6]
+            and fault.ended >= one[6]
+            and fault.pid in (None, one[5], other[5])
+            and fault.group in (None, group)
             for fault in self.faults
         )
+
+    def _around(self, one: Any, other: Any) -> str:
+        """What happened, and what the workers that had it said, from a while before the first time on."""
+        began, ended = one[6] - 10, other[6] + 1
+        faults = [fault for fault in self.faults if fault.ended >= began and fault.began <= ended]
+        said = [said.text for said in self.said if began <= said.at <= ended and said.pid in (one[5], other[5])]
+        return "\n  ".join(["", *map(str, faults), *map(str.rstrip, said)])
 
     def _check_order(self, group: str, truth: list[Event]) -> None:
         place = {one: number for number, one in enumerate(truth)}
