@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import random
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -22,7 +25,9 @@ from django.test.utils import CaptureQueriesContext
 
 from pgsignals import PgEvent, on_pg_event, on_pg_gap, publish
 from pgsignals.dispatch import ReceiversSink
+from pgsignals.dispatch.looped import Looped
 from pgsignals.dispatch.threaded import Threaded
+from pgsignals.event import Source, Statement
 from pgsignals.receivers import Condition, Options, Receiver, Registry, name_of
 from pgsignals.signals import pg_event, receiver_failed
 from pgsignals.sink import Gap
@@ -371,6 +376,53 @@ def test_events_and_the_gap_among_them_keep_their_order() -> None:
         assert box.wait(3) == [1, "gap", 2]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_whether_they_come_alone_together_or_beside_gaps_none_is_lost_doubled_or_out_of_order(is_async: bool) -> None:
+    """An event that comes alone goes another way than those that come with others, or while something waits."""
+    box, dice = Box(), random.Random(os.getpid())
+    source, put, handed = Source(op="message", channel="app_events", database="default"), [], Counter()
+
+    def take(event: PgEvent) -> None:
+        box.put(event.payload)
+        if event.payload % 37 == 0:
+            time.sleep(0.003)
+
+    async def take_later(event: PgEvent) -> None:
+        take(event)
+
+    on_pg_event("app_events")(take_later if is_async else take)
+    if not is_async:
+        on_pg_gap(lambda gap: box.put(gap.cause))
+    sink = ReceiversSink("default")
+    kind = sink.looped if is_async else sink.threaded
+
+    def counting(event: PgEvent) -> bool:
+        was_taken = type(kind).hand(kind, event)
+        handed[event.payload] += was_taken
+        return was_taken
+
+    kind.hand = counting  # type: ignore[method-assign]
+
+    async def put_all() -> None:
+        await sink.start()
+        for step in range(1500):
+            if dice.random() < 0.1 and not is_async:
+                put.append(f"gap {step}")
+                sink.gap(Gap("default", datetime.now(UTC), datetime.now(UTC), put[-1], connected=False))
+            numbers = [step * 10 + one for one in range(dice.choice([1, 1, 1, 1, 3]))]
+            put.extend(numbers)
+            sink.put([PgEvent(source, Statement(), number) for number in numbers], 10)
+            await asyncio.sleep(dice.choice([0, 0, 0.0003, 0.001, 0.002]))
+        while len(box.items) < len(put):
+            await asyncio.sleep(0.001)
+        assert sink.waiting() == (0, 0.0)
+        await sink.stop()
+
+    asyncio.run(asyncio.wait_for(put_all(), WITHIN))
+    assert box.items == put, f"with the seed {os.getpid()}"
+    assert 100 < handed.total() < len(put) - 100
+
+
 def test_in_web_processes_only_those_for_everywhere_are_called(registry: Registry) -> None:
     box = Box()
     on_pg_event("app_events")(lambda event: box.put("event, listen alone"))
@@ -545,6 +597,37 @@ def test_an_error_that_is_no_receivers_is_a_gap_and_later_events_are_handled(
     assert {gap.cause for gap in gaps.items} == {"receivers could not be called: RuntimeError"}
     assert all(gap.since <= gap.until and not gap.connected for gap in gaps.items)
     assert "Calling receivers failed, and goes on" in caplog.text
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_such_an_error_with_an_event_that_came_alone_is_a_gap_as_well(
+    is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second of a kind goes past the buffer."""
+    box, gaps = Box(), Box()
+    on_pg_gap(gaps.put)
+
+    def take(event: PgEvent) -> None:
+        box.put(event.payload)
+
+    async def take_later(event: PgEvent) -> None:
+        take(event)
+
+    def fails(*arguments: object) -> None:
+        monkeypatch.undo()
+        raise RuntimeError("as staged")
+
+    on_pg_event("app_events")(take_later if is_async else take)
+    with relaying():
+        publish("app_events", 1)
+        box.wait(1)
+        began = datetime.now(UTC)
+        monkeypatch.setattr(*((Looped, "_work_off") if is_async else (Threaded, "_call_each")), fails)
+        publish("app_events", 2)
+        (gap,) = gaps.wait()
+        publish("app_events", 3)
+        assert box.wait(2) == [1, 3]
+    assert began - timedelta(seconds=1) < gap.since <= gap.until
 
 
 def test_where_the_system_gives_no_thread_it_is_tried_until_it_does(

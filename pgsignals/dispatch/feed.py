@@ -59,6 +59,8 @@ class Feed:
         self._later = 0
         """Events that were taken, and are in no run yet."""
         self._run: Iterator[Argument] = iter(())
+        self.handed: Run | None = None
+        """What has been handed, and nobody has begun."""
         self._taken_since: float | None = None
         self._batches: dict[Receiver, list[PgEvent]] = defaultdict(list)
         self._limit = conf.get().BATCH
@@ -66,20 +68,35 @@ class Feed:
         """Of those sources of which every event has the same receivers."""
         self._known_for: object = None
 
+    def single(self, event: PgEvent) -> Run | None:
+        """The run of an event that came alone, where nothing waits and a single receiver is known to get it."""
+        if self.buffer or self._known_for != (self._registry.version, bool(pg_event.receivers)):
+            return None
+        matched = self._known.get(event._source)
+        if matched is None or len(matched.each) != 1 or matched.batched:
+            return None
+        return matched.each[0], iter((event,))
+
+    def hand(self, run: Run) -> None:
+        """Take it past the buffer: it comes when little happens, and each step on its way is felt.
+
+        May be called from the thread that fills the buffer, while nobody works this feed off; whoever does so next
+        finds it before all that comes later.
+        """
+        self._taken_since, self._run, self.handed = time.time(), run[1], run
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is anything that is in no run yet."""
+        return self.handed is not None or bool(self.buffer)
+
     def runs(self) -> Iterator[Run]:
         """The runs for all that waits now, lazily: each is made when the one before has been done."""
-        self._taken_since = self.buffer.oldest
+        if self.handed is not None:
+            handed, self.handed, self.is_alone = self.handed, None, True
+            yield handed
+        self._taken_since, self.is_alone = self.buffer.oldest, False
         items = self.buffer.take()
-        # A single event with a single receiver: what comes when little happens, and nobody should wait.
-        if len(items) == 1 and items[0].__class__ is list and len(items[0]) == 1:
-            now = (self._registry.version, bool(pg_event.receivers))
-            matched = self._known.get(items[0][0]._source) if now == self._known_for else None
-            if matched is not None and len(matched.each) == 1 and not matched.batched:
-                self.is_alone, self._run = True, iter(items[0])
-                yield matched.each[0], self._run
-                self._taken_since = None
-                return
-        self.is_alone = False
         self._later = sum(len(item) for item in items if not isinstance(item, Gap))
         for item in items:
             if isinstance(item, Gap):
@@ -99,7 +116,7 @@ class Feed:
     def abandon(self, error: BaseException) -> None:
         """Give up what was taken and has not been worked off, because of an error that is no receiver's."""
         since, self._taken_since = self._taken_since, None
-        self._later, self._run = 0, iter(())
+        self._later, self._run, self.handed = 0, iter(()), None
         self._batches.clear()
         if since is not None:
             cause = f"receivers could not be called: {type(error).__name__}"

@@ -17,6 +17,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 
 from .. import conf
+from ..event import PgEvent
 from ..receivers import Receiver
 from ..sink import Gap
 from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, renew, report, tidy
@@ -61,6 +62,16 @@ class Looped:
         elif len(self._tasks) < self._most:
             work = self._work(len(self._tasks))
             self._tasks.append(asyncio.create_task(work, name="pgsignals-receivers"))
+
+    def hand(self, event: PgEvent) -> bool:
+        """Give a task an event that came alone, past the buffer, where all wait for one. Whether it was taken."""
+        if self._runs is not None or not self._idle or self.feed.handed is not None:
+            return False
+        if (run := self.feed.single(event)) is None:
+            return False
+        self.feed.hand(run)
+        self.wake()
+        return True
 
     async def stop(self, within: float | None) -> None:
         """Let the running receivers finish, and end those that do not."""
@@ -117,7 +128,7 @@ class Looped:
         if self._run is not None and operator.length_hint(self._run[1]):
             return self._run
         self._run = None if self._runs is None else next(self._runs, None)
-        if self._run is None and self.feed.buffer:
+        if self._run is None and self.feed.has_more:
             self._runs = self.feed.runs()
             self._run = next(self._runs, None)
         if self._run is None:
@@ -132,7 +143,7 @@ class Looped:
 
     def _help(self) -> None:
         self._helper_is_coming = False
-        if self._runs is not None or self.feed.buffer:
+        if self._runs is not None or self.feed.has_more:
             self.wake()
 
     async def _work_off(self, number: int, receiver: Receiver, run: Iterator[Argument]) -> None:

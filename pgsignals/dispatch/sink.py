@@ -77,28 +77,31 @@ class ReceiversSink(Sink):
         """Hand the events on where somebody waits for them."""
         if self._known_for != self.registry.version:
             self._see_who_waits()
-        if self._for_loops:
+        alone = len(events) == 1
+        if self._for_loops and not (alone and self.looped.hand(events[0])):
             self._for_loop.put(events, size)
             self.looped.wake()
         if self._for_threads or pg_event.receivers:
-            self._for_thread.put(events, size)
-            if self._waking is None:
-                self._wake_thread()
+            self._to_thread(events, size, alone)
 
     def takes(self) -> bool:
         """Whether a receiver, or the signal's, waits for any."""
         return bool(pg_event.receivers) or any(map(self._wants, self.registry))
 
-    def _wake_thread(self) -> None:
+    def _to_thread(self, events: Sequence[PgEvent], size: int, alone: bool) -> None:
         """The first of a burst at once, and then now and then: two threads that take turns are slower than one."""
         now = time.monotonic()
-        if self._loop is None or now - self._woken >= _WAKE_EVERY:
+        if self._waking is None and (self._loop is None or now - self._woken >= _WAKE_EVERY):
             self._woken = now
-            self.threaded.wake()
+            if not (alone and self.threaded.hand(events[0])):
+                self._for_thread.put(events, size)
+                self.threaded.wake()
             # Steps aside for an instant (tens of microseconds, once a millisecond at most): otherwise the thread waits
             # for the interpreter until the event loop has come to rest, which takes longer.
             time.sleep(0)
-        else:
+            return
+        self._for_thread.put(events, size)
+        if self._waking is None and self._loop is not None:
             self._waking = self._loop.call_later(_WAKE_EVERY, self._wake_later)
 
     def _wake_later(self) -> None:

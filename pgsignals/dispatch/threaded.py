@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from django.db import connections
 
+from ..event import PgEvent
 from ..receivers import Receiver
 from .calling import BRIEF, Argument, Slowness, count, count_brief, refresh, report, tidy
 from .feed import Feed, Run
@@ -31,7 +32,7 @@ PAUSE = 0.1
 """Seconds until the next attempt after a failure that is no receiver's."""
 
 Token = list[None]
-"""Whoever empties it, the call that ends or the watch that gives it up, has it."""
+"""Whoever empties it has what it stands for: a call that ends, or the watch that gives it up; a thread that is idle."""
 
 
 class Threaded:
@@ -43,6 +44,8 @@ class Threaded:
         self._stopping = False
         self._bell = self._ring = _CLOSED
         self._lock = threading.Lock()
+        self._idle: Token = []
+        """The thread waits for the bell; whoever takes this may hand it an event, or it is woken for the buffer."""
         self._runs: Iterator[Run] | None = None
         self._run: Run | None = None
         """The one of `_runs` that is being worked off; where its thread is left behind, the next one finishes it."""
@@ -65,6 +68,14 @@ class Threaded:
                     os.write(self._ring, b"!")
                 except BlockingIOError:  # it is full, and so the thread will look
                     pass
+
+    def hand(self, event: PgEvent) -> bool:
+        """Give the thread an event that came alone, past the buffer, where it waits for one. Whether it was taken."""
+        if not self._idle or (run := self.feed.single(event)) is None or not _take(self._idle):
+            return False
+        self.feed.hand(run)
+        self.wake()
+        return True
 
     async def stop(self, within: float | None) -> None:
         """Let the running receiver finish."""
@@ -108,11 +119,18 @@ class Threaded:
     def _work_once(self) -> bool:
         """Whether this thread is still the one that works."""
         if self._runs is None:
-            os.read(self._bell, 65536)
+            self._wait()
             self._runs = self.feed.runs()
         mine = self._work_off(self._runs)
         refresh()
         return mine
+
+    def _wait(self) -> None:
+        """For the bell; where something is being handed over, until it is there."""
+        self._idle = [None]
+        os.read(self._bell, 65536)
+        while not _take(self._idle) and self.feed.handed is None:
+            os.read(self._bell, 65536)
 
     def _failed(self, error: BaseException) -> None:
         self._runs = self._run = self._running = None

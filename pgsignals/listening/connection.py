@@ -358,7 +358,13 @@ class ListeningConnection:
     def _drain(self, limit: int | None = _SLICE) -> None:
         if self._closed:
             return
-        batch: list[Notification] = list(islice(iter(self._pgconn.notifies, None), limit))
+        notifies = self._pgconn.notifies
+        batch: list[Notification] = []
+        if (one := notifies()) is not None:
+            batch.append(one)
+            # Mostly it came alone.
+            if (another := notifies()) is not None:
+                batch += (another, *islice(iter(notifies, None), limit and limit - 2))
         if len(batch) == limit:
             # Let others run, and go on although the socket itself has nothing new.
             self._loop.call_soon(self._drain)
