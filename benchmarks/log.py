@@ -14,7 +14,7 @@ take turns, each turn begins with another one, and a ratio is the median, over a
 or to no trigger, in the same turn. What fails is said, and left out.
 
 The output is Markdown, and ends with the bars that pgsignals sets itself; with --check a failed bar is exit code 1.
-What goes on meanwhile is told on standard error. It takes some 25 minutes, with --quick 4.
+What goes on meanwhile is told on standard error. It takes half an hour, with --quick 5 minutes.
 
 For the comparison: pip install procrastinate pgqueuer asyncpg django-pgpubsub. What is missing is left out, aloud.
 """

@@ -3,6 +3,9 @@
 pgbench inserts single rows with 1, 8 and 32 clients: into a table without a trigger, and right after that into one with
 a durable declaration, under each wake-up policy, while nobody reads, one group or five. That is one turn of a policy;
 a figure is the median of its turns' own ratios, so that what else the machine does meanwhile meets both alike.
+
+What NOTIFY costs depends on how long a commit's flush takes, for it lets commits through one at a time. Some policies
+are measured once more with a flush that takes longer (PostgreSQL's `commit_delay`), as on a disk that is not as near.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 CLIENTS = (1, 8, 32)
 
+SLOWER = 300
+"""Microseconds by which a flush takes longer."""
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -37,6 +43,8 @@ class Policy:
     wake_up: str = "gated"
     groups: int = 0
     peer: Peer | None = None
+    delay: int = 0
+    """Microseconds by which a flush takes longer, the floor's too."""
 
 
 def insert(table: str) -> str:
@@ -51,6 +59,11 @@ def policies(found: list[Peer]) -> list[Policy]:
         Policy(f"{wake_up} {groups}", f"{wake_up}, {count(groups)}", insert("ledger_account"), wake_up, groups)
         for wake_up, groups in readers
     ]
+    for wake_up, groups in [*readers[:3], ("every_commit", 0), ("every_commit", 1)]:
+        title = f"{wake_up}, {count(groups)}, flush {SLOWER / 1000:g} ms longer"
+        ours.append(
+            Policy(f"{wake_up} {groups} slower", title, insert("ledger_account"), wake_up, groups, delay=SLOWER)
+        )
     theirs = [Policy(peer.key, f"{peer.name}, no worker", peer.insert(), peer=peer) for peer in queues(found)]
     return ours + theirs
 
@@ -91,11 +104,29 @@ class Writers:
 
     def take_turn(self, policy: Policy) -> None:
         self.bench.execute("TRUNCATE plain RESTART IDENTITY")
+        with self.slower(policy.delay):
+            self.compare(policy)
+
+    @contextmanager
+    def slower(self, delay: int) -> Iterator[None]:
+        """A flush takes so many microseconds longer."""
+        settings = {"commit_delay": delay, "commit_siblings": 0} if delay else {}
+        for name, value in settings.items():
+            self.bench.execute(f"ALTER SYSTEM SET {name} = {value}")
+        self.bench.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            for name in settings:
+                self.bench.execute(f"ALTER SYSTEM RESET {name}")
+            self.bench.execute("SELECT pg_reload_conf()")
+
+    def compare(self, policy: Policy) -> None:
         floor = {clients: self.pgbench(insert("plain"), clients) for clients in CLIENTS}
         with self.at_work(policy):
             for clients in CLIENTS:
                 ratio = self.pgbench(policy.statement, clients) / floor[clients]
-                self.floors.turns[str(clients)].append(floor[clients])
+                self.floors.turns[f"{clients} {policy.delay}"].append(floor[clients])
                 self.ratios.turns[f"{policy.key} {clients}"].append(ratio)
                 self.bench.tell(f"{policy.title} ({clients}): {ratio:.2f} of {floor[clients]:,.0f}")
 
@@ -137,8 +168,10 @@ class Writers:
         say(f"\n### Writers: {what} ({self.bench.of_turns})\n")
         say("| | " + " | ".join(f"{clients} client{'s' * (clients != 1)}" for clients in CLIENTS) + " |")
         say("|---|" + "---:|" * len(CLIENTS))
-        floors = (statistics.median(self.floors.turns[str(clients)]) for clients in CLIENTS)
-        say("| no trigger, tps | " + " | ".join(f"{floor:,.0f}" for floor in floors) + " |")
+        for delay in (0, SLOWER):
+            floors = (statistics.median(self.floors.turns[f"{clients} {delay}"]) for clients in CLIENTS)
+            title = f"no trigger, flush {delay / 1000:g} ms longer, tps" if delay else "no trigger, tps"
+            say(f"| {title} | " + " | ".join(f"{floor:,.0f}" for floor in floors) + " |")
         for policy in found:
             ratios = (self.ratios.median(f"{policy.key} {clients}") for clients in CLIENTS)
             say(f"| {policy.title} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
@@ -147,12 +180,13 @@ class Writers:
         for groups in (0, 1, 5):
             title = f"32 writers, gated, {count(groups)}"
             self.bench.bar(f"{title}: to no trigger", self.ratios.median(f"gated {groups} 32"), ">=", 0.45)
-        for groups in (0, 1, 5):
-            # With five groups `every_commit` is no faster than with one.
-            other = min(groups, 1)
-            ratio = self.ratios.ratio(f"gated {groups} 32", to=f"every_commit {other} 32")
-            title = f"32 writers, gated, {count(groups)}: to every_commit, {count(other)}"
-            self.bench.bar(title, ratio, ">=", 2.5)
+        for kind, where in (("", ""), (" slower", f", flush {SLOWER / 1000:g} ms longer")):
+            for groups in (0, 1, 5):
+                # With five groups `every_commit` is no faster than with one.
+                other = min(groups, 1)
+                ratio = self.ratios.ratio(f"gated {groups}{kind} 32", to=f"every_commit {other}{kind} 32")
+                title = f"32 writers, gated, {count(groups)}: to every_commit, {count(other)}{where}"
+                self.bench.bar(title, ratio, ">=", 2.5)
 
 
 def set_policy(wake_up: str) -> None:

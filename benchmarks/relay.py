@@ -848,7 +848,7 @@ def latency_bars(args: argparse.Namespace, found: list[Way]) -> list[Bar]:
 
 def print_latency(args: argparse.Namespace, found: list[Way], how: str) -> Figures:
     found = [way for way in found if way.spaced]
-    halves, worst = latency(found, args.rounds or (5 if args.quick else 10), 200)
+    halves, worst = latency(found, args.rounds or (5 if args.quick else 30), 200)
     say(f"### Latency: from a single commit, {how}, to the listener\n")
     say("| | p50, µs | p99, µs | p50 to the bare loop |")
     say("|---|---:|---:|---:|")
@@ -953,7 +953,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--postgres", metavar="BIN_DIR", help="the server's programs; the embedded one by default")
     parser.add_argument("--rows", type=int, default=100_000, help="of one transaction (100000)")
-    parser.add_argument("--rounds", type=int, help="turns of each variant (throughput 7, latency 10; quick 2 and 5)")
+    parser.add_argument("--rounds", type=int, help="turns of each variant (throughput 7, latency 30; quick 2 and 5)")
     parser.add_argument("--quick", action="store_true", help="few turns, for a look")
     parser.add_argument("--check", action="store_true", help="exit code 1 when a bar fails")
     parser.add_argument("--only", default="throughput,latency,idle", help="throughput,latency,idle")
