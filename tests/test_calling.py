@@ -25,6 +25,7 @@ from django.test.utils import CaptureQueriesContext
 
 from pgsignals import PgEvent, on_pg_event, on_pg_gap, publish
 from pgsignals.dispatch import ReceiversSink
+from pgsignals.dispatch.buffer import Buffer
 from pgsignals.dispatch.looped import Looped
 from pgsignals.dispatch.threaded import Threaded
 from pgsignals.event import Source, Statement
@@ -38,6 +39,9 @@ from .shop.models import Order
 from .waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
+
+
+MESSAGES = Source(op="message", channel="app_events", database="default")
 
 
 @pytest.fixture(autouse=True)
@@ -380,7 +384,7 @@ def test_events_and_the_gap_among_them_keep_their_order() -> None:
 def test_whether_they_come_alone_together_or_beside_gaps_none_is_lost_doubled_or_out_of_order(is_async: bool) -> None:
     """An event that comes alone goes another way than those that come with others, or while something waits."""
     box, dice = Box(), random.Random(os.getpid())
-    source, put, handed = Source(op="message", channel="app_events", database="default"), [], Counter()
+    put, handed = [], Counter()
 
     def take(event: PgEvent) -> None:
         box.put(event.payload)
@@ -411,11 +415,12 @@ def test_whether_they_come_alone_together_or_beside_gaps_none_is_lost_doubled_or
                 sink.gap(Gap("default", datetime.now(UTC), datetime.now(UTC), put[-1], connected=False))
             numbers = [step * 10 + one for one in range(dice.choice([1, 1, 1, 1, 3]))]
             put.extend(numbers)
-            sink.put([PgEvent(source, Statement(), number) for number in numbers], 10)
+            sink.put([PgEvent(MESSAGES, Statement(), number) for number in numbers], 10)
             await asyncio.sleep(dice.choice([0, 0, 0.0003, 0.001, 0.002]))
         while len(box.items) < len(put):
             await asyncio.sleep(0.001)
-        assert sink.waiting() == (0, 0.0)
+        while sink.waiting() != (0, 0.0):
+            await asyncio.sleep(0.001)
         await sink.stop()
 
     asyncio.run(asyncio.wait_for(put_all(), WITHIN))
@@ -628,6 +633,81 @@ def test_such_an_error_with_an_event_that_came_alone_is_a_gap_as_well(
         publish("app_events", 3)
         assert box.wait(2) == [1, 3]
     assert began - timedelta(seconds=1) < gap.since <= gap.until
+
+
+def test_what_arrives_while_the_thread_looks_whether_anything_waits_is_in_the_gap_of_such_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    box, gaps, looks, go_on = Box(), Box(), threading.Event(), threading.Event()
+    on_pg_event("app_events")(lambda event: box.put(event.payload))
+    on_pg_gap(gaps.put)
+    sink = ReceiversSink("default")
+    take, call_each = Buffer.take, Threaded._call_each
+
+    def takes_later(buffer: Buffer) -> list[Any]:
+        if len(box.items) == 2 and not looks.is_set():
+            looks.set()
+            go_on.wait(WITHIN)
+        return take(buffer)
+
+    def fails_once(threaded: Threaded, receiver: Receiver, run: Any) -> None:
+        if looks.is_set():
+            monkeypatch.undo()
+            raise RuntimeError("as staged")
+        call_each(threaded, receiver, run)
+
+    monkeypatch.setattr(Buffer, "take", takes_later)
+    monkeypatch.setattr(Threaded, "_call_each", fails_once)
+
+    async def put_all() -> None:
+        await sink.start()
+        for number in range(2):
+            sink.put([PgEvent(MESSAGES, Statement(), number)], 1)
+            await asyncio.to_thread(box.wait, number + 1)
+        assert await asyncio.to_thread(looks.wait, WITHIN)
+        sink.put([PgEvent(MESSAGES, Statement(), 2)], 1)
+        go_on.set()
+        await asyncio.to_thread(gaps.wait)
+        await sink.stop()
+
+    asyncio.run(put_all())
+    assert box.items == [0, 1]
+    assert [gap.cause for gap in gaps.items] == ["receivers could not be called: RuntimeError"]
+
+
+def test_an_event_that_was_handed_to_one_task_outlives_such_an_error_in_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    box, ended = Box(), Looped._ended
+
+    async def fails(looped: Looped, receiver: Receiver, argument: Any, *more: Any) -> None:
+        if getattr(argument, "payload", None) == 1:
+            raise RuntimeError("as staged")
+        await ended(looped, receiver, argument, *more)
+
+    monkeypatch.setattr(Looped, "_ended", fails)
+
+    async def put_all() -> None:
+        sink, may_end = ReceiversSink("default"), asyncio.get_running_loop().create_future()
+
+        async def take(event: PgEvent) -> None:
+            box.put(event.payload)
+            if event.payload == 1:
+                await may_end
+
+        on_pg_event("app_events")(take)
+        await sink.start()
+        for number in range(3):
+            sink.put([PgEvent(MESSAGES, Statement(), number)], 1)
+            await asyncio.to_thread(box.wait, number + 1)
+        # The second event's task is to go on first, and then the one that the fourth is handed to.
+        may_end.set_result(None)
+        sink.put([PgEvent(MESSAGES, Statement(), 3)], 1)
+        await asyncio.to_thread(box.wait, 4)
+        await sink.stop()
+
+    asyncio.run(put_all())
+    assert box.items == [0, 1, 2, 3]
 
 
 def test_where_the_system_gives_no_thread_it_is_tried_until_it_does(

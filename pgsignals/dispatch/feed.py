@@ -70,7 +70,7 @@ class Feed:
 
     def single(self, event: PgEvent) -> Run | None:
         """The run of an event that came alone, where nothing waits and a single receiver is known to get it."""
-        if self.buffer or self._known_for != (self._registry.version, bool(pg_event.receivers)):
+        if self.buffer or self._known_for != self._decisive():
             return None
         matched = self._known.get(event._source)
         if matched is None or len(matched.each) != 1 or matched.batched:
@@ -95,7 +95,8 @@ class Feed:
         if self.handed is not None:
             handed, self.handed, self.is_alone = self.handed, None, True
             yield handed
-        self._taken_since, self.is_alone = self.buffer.oldest, False
+        # Between the question and the taking something may arrive.
+        self._taken_since, self.is_alone = self.buffer.oldest or time.time(), False
         items = self.buffer.take()
         self._later = sum(len(item) for item in items if not isinstance(item, Gap))
         for item in items:
@@ -115,8 +116,11 @@ class Feed:
 
     def abandon(self, error: BaseException) -> None:
         """Give up what was taken and has not been worked off, because of an error that is no receiver's."""
-        since, self._taken_since = self._taken_since, None
-        self._later, self._run, self.handed = 0, iter(()), None
+        since = None
+        if self.handed is None:
+            since, self._taken_since, self._run = self._taken_since, None, iter(())
+        # Otherwise nothing else was taken, and who is to begin with what was handed has been woken.
+        self._later = 0
         self._batches.clear()
         if since is not None:
             cause = f"receivers could not be called: {type(error).__name__}"
@@ -178,8 +182,12 @@ class Feed:
         for receiver in list(self._batches):
             yield receiver, iter((together(self._batches.pop(receiver)),))
 
+    def _decisive(self) -> tuple[int, bool]:
+        """What is known holds as long as this is the same."""
+        return self._registry.version, bool(pg_event.receivers)
+
     def _forget_what_changed(self) -> None:
-        now = (self._registry.version, bool(pg_event.receivers))
+        now = self._decisive()
         if now != self._known_for:
             self._known, self._known_for = {}, now
 
@@ -197,7 +205,8 @@ class Feed:
         if not self._is_async and pg_event.receivers:
             each.insert(0, SIGNAL_PG_EVENT)
         found = _Matched(each, [receiver for receiver in wanted if receiver.options.batch])
-        if not self._registry.depends_on_more(event):
+        # Somebody may have connected to the signal, or disconnected, in the middle of the run.
+        if self._known_for == self._decisive() and not self._registry.depends_on_more(event):
             self._known[event._source] = found
         return found
 

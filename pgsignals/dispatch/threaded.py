@@ -71,7 +71,9 @@ class Threaded:
 
     def hand(self, event: PgEvent) -> bool:
         """Give the thread an event that came alone, past the buffer, where it waits for one. Whether it was taken."""
-        if not self._idle or (run := self.feed.single(event)) is None or not _take(self._idle):
+        if not self._idle or self.feed.handed is not None:
+            return False
+        if (run := self.feed.single(event)) is None or not _take(self._idle):
             return False
         self.feed.hand(run)
         self.wake()
@@ -121,15 +123,16 @@ class Threaded:
         if self._runs is None:
             self._wait()
             self._runs = self.feed.runs()
-        mine = self._work_off(self._runs)
+        if not self._work_off(self._runs):
+            return False
         refresh()
-        return mine
+        return True
 
     def _wait(self) -> None:
         """For the bell; where something is being handed over, until it is there."""
         self._idle = [None]
         os.read(self._bell, 65536)
-        while not _take(self._idle) and self.feed.handed is None:
+        while not _take(self._idle) and self.feed.handed is None and not self._stopping:
             os.read(self._bell, 65536)
 
     def _failed(self, error: BaseException) -> None:
