@@ -662,6 +662,9 @@ def test_what_arrives_while_the_thread_looks_whether_anything_waits_is_in_the_ga
     async def put_all() -> None:
         await sink.start()
         for number in range(2):
+            while not sink.threaded._idle:
+                await asyncio.sleep(0.001)
+            sink._woken = 0.0  # as if the last one was long ago
             sink.put([PgEvent(MESSAGES, Statement(), number)], 1)
             await asyncio.to_thread(box.wait, number + 1)
         assert await asyncio.to_thread(looks.wait, WITHIN)
@@ -700,9 +703,12 @@ def test_an_event_that_was_handed_to_one_task_outlives_such_an_error_in_another(
         for number in range(3):
             sink.put([PgEvent(MESSAGES, Statement(), number)], 1)
             await asyncio.to_thread(box.wait, number + 1)
+        while not sink.looped._idle or sink.looped._runs is not None:
+            await asyncio.sleep(0.001)
         # The second event's task is to go on first, and then the one that the fourth is handed to.
         may_end.set_result(None)
         sink.put([PgEvent(MESSAGES, Statement(), 3)], 1)
+        assert sink.looped.feed.handed
         await asyncio.to_thread(box.wait, 4)
         await sink.stop()
 
