@@ -96,7 +96,14 @@ _watch = _Watch()
 
 def open_line(within: float, **given: Any) -> Line:
     """A connection in autocommit, of whose calls none takes longer than so many seconds. Raises psycopg.Error."""
-    line = Line.connect(**given, autocommit=True)
+    try:
+        line = Line.connect(**given, autocommit=True)
+    except psycopg.Error as error:
+        # What was raised in the middle of it holds the socket, open, until the collector comes: it ends here.
+        failed: BaseException | None = error
+        while failed is not None:
+            failed.__traceback__, failed = None, failed.__context__
+        raise
     line.within = within
     _watch.over(line)
     return line
