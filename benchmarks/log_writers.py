@@ -59,7 +59,7 @@ def policies(found: list[Peer]) -> list[Policy]:
         Policy(f"{wake_up} {groups}", f"{wake_up}, {count(groups)}", insert("ledger_account"), wake_up, groups)
         for wake_up, groups in readers
     ]
-    for wake_up, groups in [*readers[:3], ("every_commit", 0), ("every_commit", 1)]:
+    for wake_up, groups in readers[:5]:  # poll does not ring
         title = f"{wake_up}, {count(groups)}, flush {SLOWER / 1000:g} ms longer"
         ours.append(
             Policy(f"{wake_up} {groups} slower", title, insert("ledger_account"), wake_up, groups, delay=SLOWER)
